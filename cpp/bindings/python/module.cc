@@ -1,0 +1,8 @@
+#include "array.h"
+#include "register.h"
+
+PYBIND11_MODULE(_core, module) {
+  using namespace centermask::python;
+  module.attr("__version__") = CENTERMASK_VERSION;
+  register_errors(module);
+}

@@ -1,0 +1,10 @@
+// One register_<op> function for each register_<op>.cc; module.cc calls them all.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace centermask::python {
+
+namespace py = pybind11;
+
+}  // namespace centermask::python

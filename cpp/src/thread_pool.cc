@@ -1,0 +1,107 @@
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "centermask/parallel.h"
+
+namespace centermask {
+
+struct ThreadPool::State {
+  int threads = 1;
+  pid_t owner = 0;
+  std::vector<std::thread> workers;
+  std::mutex turn;  // held by the caller for the whole of a run
+
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::condition_variable idle;
+  ParallelFor::Task task = nullptr;
+  void* argument = nullptr;
+  std::int64_t count = 0;
+  std::atomic<std::int64_t> next{0};
+  int active = 0;  // workers still inside the present run
+  std::uint64_t generation = 0;
+  bool stop = false;
+
+  void drain(ParallelFor::Task run_task, void* run_argument, std::int64_t run_count) {
+    for (std::int64_t i = next.fetch_add(1); i < run_count; i = next.fetch_add(1)) run_task(run_argument, i);
+  }
+
+  void work() {
+    std::uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex);
+    while (true) {
+      wake.wait(lock, [&] { return stop || generation != seen; });
+      if (stop) return;
+      seen = generation;
+      ParallelFor::Task run_task = task;
+      void* run_argument = argument;
+      std::int64_t run_count = count;
+      lock.unlock();
+      drain(run_task, run_argument, run_count);
+      lock.lock();
+      if (--active == 0) idle.notify_one();
+    }
+  }
+
+  void run(std::int64_t run_count, ParallelFor::Task run_task, void* run_argument) {
+    if (workers.empty() || getpid() != owner) {
+      for (std::int64_t i = 0; i < run_count; ++i) run_task(run_argument, i);
+      return;
+    }
+    std::lock_guard<std::mutex> my_turn(turn);
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      task = run_task;
+      argument = run_argument;
+      count = run_count;
+      next.store(0);
+      active = static_cast<int>(workers.size());
+      ++generation;
+    }
+    wake.notify_all();
+    drain(run_task, run_argument, run_count);
+    std::unique_lock<std::mutex> lock(mutex);
+    idle.wait(lock, [&] { return active == 0; });
+  }
+};
+
+ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
+  if (threads <= 0) threads = static_cast<int>(std::thread::hardware_concurrency());
+  if (threads < 1) threads = 1;
+  state_->threads = threads;
+  state_->owner = getpid();
+  for (int i = 1; i < threads; ++i) state_->workers.emplace_back([state = state_.get()] { state->work(); });
+}
+
+ThreadPool::~ThreadPool() {
+  if (getpid() != state_->owner) {
+    // The threads belong to the parent; joining or destroying their handles here would hang or abort.
+    static_cast<void>(state_.release());
+    return;
+  }
+  {
+    std::lock_guard<std::mutex> lock(state_->mutex);
+    state_->stop = true;
+  }
+  state_->wake.notify_all();
+  for (std::thread& worker : state_->workers) worker.join();
+}
+
+int ThreadPool::threads() const { return state_->threads; }
+
+ParallelFor ThreadPool::parallel_for() {
+  ParallelFor result;
+  result.run = [](void* host, std::int64_t count, ParallelFor::Task task, void* argument) {
+    static_cast<State*>(host)->run(count, task, argument);
+  };
+  result.host = state_.get();
+  result.threads = state_->threads;
+  return result;
+}
+
+}  // namespace centermask
