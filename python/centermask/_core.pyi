@@ -1,4 +1,4 @@
-"""The compiled core. Exact dtypes in, nothing converted: `centermask.ops` is what to call."""
+"""The compiled core. Thin: exact dtypes in, NumPy arrays out; `centermask.ops` is what users call."""
 
 from typing import Any
 
@@ -11,6 +11,8 @@ def decode_centers(
     heatmap: NDArray[Any], top_k: int, score_threshold: float, threads: int
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
 def gather_patches(features: NDArray[Any], index: NDArray[np.int64], threads: int) -> NDArray[Any]: ...
+def isa_available() -> tuple[str, ...]: ...
+def isa_used() -> str: ...
 def preprocess(
     image: NDArray[np.uint8],
     image_to_input: list[float],

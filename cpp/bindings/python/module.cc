@@ -7,5 +7,6 @@ PYBIND11_MODULE(_core, module) {
   register_errors(module);
   register_decode(module);
   register_gather(module);
+  register_isa(module);
   register_preprocess(module);
 }
