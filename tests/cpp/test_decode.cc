@@ -76,7 +76,7 @@ void test_double() {
   centermask::decode_centers_cpu(make_view(map, DType::kFloat64, {1, 1, 1, 1}), params,
                                  make_view(&score, DType::kFloat64, {1, 1}), make_view(&label, DType::kInt64, {1, 1}),
                                  make_view(&index, DType::kInt64, {1, 1}), make_view(&count, DType::kInt64, {1}));
-  CHECK_NEAR(score, 0.95257412682243321912, 1e-16);
+  CHECK_NEAR(score, 0.95257412682243321912, 3e-16);  // three roundings
   CHECK(label == 0 && index == 0 && count == 1);
 }
 
