@@ -7,4 +7,6 @@ namespace centermask::python {
 
 namespace py = pybind11;
 
+void register_isa(py::module_& module);
+
 }  // namespace centermask::python

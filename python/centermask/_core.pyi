@@ -1,0 +1,6 @@
+"""The compiled core. Thin: exact dtypes in, NumPy arrays out; `centermask.ops` is what users call."""
+
+__version__: str
+
+def isa_available() -> tuple[str, ...]: ...
+def isa_used() -> str: ...
