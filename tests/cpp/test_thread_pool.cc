@@ -1,0 +1,60 @@
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "centermask/parallel.h"
+#include "check.h"
+
+namespace {
+
+using centermask::ParallelFor;
+using centermask::ThreadPool;
+
+bool runs_each_index_once(const ParallelFor& parallel_for, int count) {
+  std::vector<std::atomic<int>> seen(static_cast<std::size_t>(count));
+  parallel_for(count, [&](std::int64_t i) { ++seen[static_cast<std::size_t>(i)]; });
+  for (const auto& n : seen) {
+    if (n != 1) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+int main() {
+  CHECK(runs_each_index_once({}, 7));
+  for (int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    CHECK(pool.threads() == threads);
+    for (int count : {0, 1, 2, 1000}) CHECK(runs_each_index_once(pool.parallel_for(), count));
+  }
+
+  ThreadPool pool(3);
+  // Several callers at once take turns.
+  std::atomic<bool> good{true};
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 4; ++i) {
+    callers.emplace_back([&] {
+      for (int k = 0; k < 50; ++k) {
+        if (!runs_each_index_once(pool.parallel_for(), 100)) good = false;
+      }
+    });
+  }
+  for (auto& caller : callers) caller.join();
+  CHECK(good);
+
+  // A forked child has no worker threads, and still does all the work.
+  const pid_t child = fork();
+  if (child == 0) {
+    ThreadPool own(2);
+    const bool fine = runs_each_index_once(pool.parallel_for(), 100) && runs_each_index_once(own.parallel_for(), 100);
+    _exit(fine ? 0 : 1);
+  }
+  int status = -1;
+  CHECK(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  return check_result();
+}
