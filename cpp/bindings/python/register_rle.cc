@@ -166,7 +166,8 @@ py::array from_polygons(const py::array& points, const py::array& ring_offsets, 
   const TensorView xy = view_of(points, "rle_from_polygons", "points");
   const TensorView offsets = view_of(ring_offsets, "rle_from_polygons", "ring_offsets");
   const PolygonFill fill = even_odd ? PolygonFill::kEvenOdd : PolygonFill::kUnion;
-  return new_runs(1024, [&](const TensorView& out) { return rle_from_polygons(xy, offsets, height, width, fill, out); });
+  return new_runs(1024,
+                  [&](const TensorView& out) { return rle_from_polygons(xy, offsets, height, width, fill, out); });
 }
 
 py::tuple to_polygons(const py::array& runs, std::int64_t height, std::int64_t width) {

@@ -1,6 +1,5 @@
-#include "rle/runs.h"
-
 #include "centermask/rle.h"
+#include "rle/runs.h"
 
 namespace centermask::rle {
 

@@ -45,8 +45,8 @@ std::int64_t area_of(Runs runs) {
 
 std::int64_t intersection(Runs a, Runs b) {
   std::int64_t common = 0;
-  std::int64_t i = 0, j = 0;                                   // runs begun
-  std::int64_t left_a = 0, left_b = 0;                         // what is left of them
+  std::int64_t i = 0, j = 0;            // runs begun
+  std::int64_t left_a = 0, left_b = 0;  // what is left of them
   while (true) {
     while (left_a == 0 && i < a.count) left_a = a.data[i++];
     while (left_b == 0 && j < b.count) left_b = b.data[j++];
@@ -112,7 +112,8 @@ void rle_iou(const RleBatch& detections, const RleBatch& ground_truth, const Ten
   constexpr const char* op = "rle_iou";
   const std::vector<rle::Mask> rows = rle::masks_of(detections, height, width, "detections");
   const std::vector<rle::Mask> columns = rle::masks_of(ground_truth, height, width, "ground_truth");
-  const auto row_count = static_cast<std::int64_t>(rows.size()), column_count = static_cast<std::int64_t>(columns.size());
+  const auto row_count = static_cast<std::int64_t>(rows.size()),
+             column_count = static_cast<std::int64_t>(columns.size());
   rle::check_vector(is_crowd, DType::kUInt8, op, "is_crowd");
   if (is_crowd.shape[0] != column_count) {
     fail(ErrorKind::kValue, op, ": is_crowd must be [G=", column_count, "], got ", shape_text(is_crowd));
