@@ -7,6 +7,9 @@ namespace centermask::python {
 
 namespace py = pybind11;
 
+void register_decode(py::module_& module);
+void register_gather(py::module_& module);
 void register_isa(py::module_& module);
+void register_preprocess(py::module_& module);
 
 }  // namespace centermask::python
