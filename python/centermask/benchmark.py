@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from centermask.predictor import Predictor
-from centermask.preprocess import plan_input
+from centermask.preprocess import input_transform
 
 
 def measure(predictor: Predictor, image: NDArray[np.uint8], runs: int = 20, warm_up: int = 3) -> dict[str, float]:
@@ -37,4 +37,4 @@ def measure(predictor: Predictor, image: NDArray[np.uint8], runs: int = 20, warm
 
 def input_size(predictor: Predictor, image: NDArray[np.uint8]) -> tuple[int, int]:
     """Height and width of the network's input for `image`."""
-    return plan_input((image.shape[0], image.shape[1]), predictor.info.preprocess).size
+    return input_transform((image.shape[0], image.shape[1]), predictor.info.preprocess)[1]

@@ -178,7 +178,7 @@ def _add_eval(commands: Any) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from centermask.images import write_atomically
+    from centermask.files import write_atomically
 
     try:
         from centermask.training.evaluate import evaluate_file
@@ -274,12 +274,12 @@ def _add_benchmark(commands: Any) -> None:
 
 def _benchmark(options: argparse.Namespace) -> int:
     from centermask.benchmark import input_size, measure
-    from centermask.images import read_image
+    from centermask.preprocess import load_image
 
     start = time.perf_counter()
     predictor = _predictor(options, None)
     started = time.perf_counter() - start
-    image = read_image(options.image or sample_picture())
+    image = load_image(options.image or sample_picture())
     figures = measure(predictor, image, options.runs)
     height, width = input_size(predictor, image)
     print(f"{options.model} ({predictor.info.name}), input {width}x{height}, picture {image.shape[1]}x{image.shape[0]}")

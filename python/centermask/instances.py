@@ -11,11 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from centermask import ops
 from centermask.draw import draw_instances
-from centermask.images import ImageInput, as_bgr, write_image
+from centermask.files import write_image
+from centermask.preprocess import load_image
 
 if TYPE_CHECKING:
     import supervision
+    from PIL.Image import Image as PilImage
 
+ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[Any] | PilImage"
 Index: TypeAlias = "int | slice | Sequence[int] | Sequence[bool] | NDArray[Any]"
 
 
@@ -220,7 +223,7 @@ class Instances:
         image = self.source if image is None else image
         if image is None:
             raise ValueError("draw: this result keeps no picture; give one: result.draw(image)")
-        return draw_instances(as_bgr(image), self, **style)
+        return draw_instances(load_image(image), self, **style)
 
     def save(self, path: str | os.PathLike[str], image: ImageInput | None = None, **style: Any) -> None:
         """Draws and writes to a file (.jpg, .png, ...), complete or not at all. Arguments as in `draw`."""

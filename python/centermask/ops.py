@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 from centermask._ops_decode import Centers, decode_centers, gather_patches, preprocess
+from centermask._ops_rle import (
+    Rle,
+    RleLike,
+    rle_area,
+    rle_bbox,
+    rle_decode,
+    rle_encode,
+    rle_from_boxes,
+    rle_from_counts,
+    rle_from_polygons,
+    rle_iou,
+    rle_merge,
+    rle_to_counts,
+    rle_to_polygons,
+)
 
 __all__ = [
     "Centers",
+    "Rle",
+    "RleLike",
     "decode_centers",
     "gather_patches",
     "preprocess",
+    "rle_area",
+    "rle_bbox",
+    "rle_decode",
+    "rle_encode",
+    "rle_from_boxes",
+    "rle_from_counts",
+    "rle_from_polygons",
+    "rle_iou",
+    "rle_merge",
+    "rle_to_counts",
+    "rle_to_polygons",
 ]

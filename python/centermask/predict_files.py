@@ -18,17 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from centermask import __version__
-from centermask.images import IMAGE_SUFFIXES, ImageError, read_image, temporary_path, write_atomically, write_image
+from centermask.files import temporary_path, write_atomically, write_image
 from centermask.instances import Instances
 from centermask.metadata import ModelInfo
 from centermask.predictor import Predictor
+from centermask.preprocess import load_image
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 _WRITABLE = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
-class InputError(ValueError):
-    """An input names nothing that can be predicted on."""
+class VideoError(ValueError):
+    """A video cannot be read. The message names the file and the cause."""
 
 
 def expand_inputs(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:
@@ -178,7 +180,7 @@ def predict_files(
             else:
                 target = _free_path(out / (file.stem + _output_suffix(file)), taken)
                 line = _predict_picture(predictor, file, target, name, sinks, tally)
-        except (ImageError, OSError) as error:
+        except (ValueError, OSError) as error:
             tally.failed += 1
             print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
             continue
@@ -205,7 +207,7 @@ def _free_path(path: Path, taken: set[Path]) -> Path:
 def _predict_picture(
     predictor: Predictor, file: Path, target: Path, name: str, sinks: list[CocoSink | YoloSink], tally: Tally
 ) -> str:
-    image = read_image(file)
+    image = load_image(file)
     result = predictor(image)
     write_image(target, result.draw(image))
     for sink in sinks:
@@ -249,16 +251,16 @@ def read_video(file: Path) -> Iterator[tuple[NDArray[np.uint8], float, int]]:
     """Frames (BGR, upright), with the frames per second and the number of frames that the file promises (0: unknown).
 
     Raises:
-        ImageError: The file is missing or empty, cannot be opened, or holds no frame.
+        VideoError: The file is missing or empty, cannot be opened, or holds no frame.
     """
     if not file.is_file():
-        raise ImageError(f"{file}: no such file")
+        raise VideoError(f"{file}: no such file")
     if file.stat().st_size == 0:
-        raise ImageError(f"{file}: the file is empty (0 bytes)")
+        raise VideoError(f"{file}: the file is empty (0 bytes)")
     capture = cv2.VideoCapture(str(file))
     try:
         if not capture.isOpened():
-            raise ImageError(f"{file}: not a video that OpenCV can open (damaged, truncated, or an unknown codec)")
+            raise VideoError(f"{file}: not a video that OpenCV can open (damaged, truncated, or an unknown codec)")
         rate = capture.get(cv2.CAP_PROP_FPS)
         rate = rate if 0 < rate < 1000 else 25.0
         expected = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
@@ -270,9 +272,9 @@ def read_video(file: Path) -> Iterator[tuple[NDArray[np.uint8], float, int]]:
             count += 1
             yield np.asarray(frame, np.uint8), rate, expected
         if not count:
-            raise ImageError(f"{file}: no frame of this video can be decoded")
+            raise VideoError(f"{file}: no frame of this video can be decoded")
         if count < 0.9 * expected:  # the promised number is an estimate, so a few missing mean nothing
-            raise ImageError(f"{file}: damaged or truncated: {count} of {expected} frames could be decoded")
+            raise VideoError(f"{file}: damaged or truncated: {count} of {expected} frames could be decoded")
     finally:
         capture.release()
 

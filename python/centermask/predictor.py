@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from centermask import ops
-from centermask.images import ImageInput, as_bgr
-from centermask.instances import Instances
+from centermask.instances import ImageInput, Instances
 from centermask.metadata import ModelInfo
-from centermask.preprocess import plan_input
+from centermask.preprocess import load_image, prepare
 from centermask.session import Device, Network, NetworkOutput, OnnxNetwork
 
 EMBEDDED_MODELS = ("default", "nuclei")
@@ -132,19 +131,22 @@ class Predictor:
         """Predicts on a picture, or on each of a list.
 
         Args:
-            image: Path, uint8 array `[H, W, 3]` (also grey, with alpha, or uint16), PIL image, or a list of these.
+            image: Path, bytes of a file, uint8 array `[H, W, 3]` (also grey, with alpha, or uint16), PIL image, or a list
+                of these; see `centermask.preprocess.load_image`.
             color: Channel order of arrays: `bgr` as OpenCV has it, or `rgb`.
 
         Returns:
             Instances in pixels of the picture, best first; for a list a list, in its order.
 
         Raises:
-            ImageError: A file cannot be read; the message names it.
-            TypeError, ValueError: An array is not a picture.
+            FileNotFoundError: There is no such file.
+            ValueError: A file is empty, truncated or no picture (the message names it and the cause), or an array has
+                a wrong shape.
+            TypeError: An array has a wrong dtype, or the argument is of none of these kinds.
         """
         if isinstance(image, list):
             return list(self.stream(image, color=color))
-        pixels = as_bgr(image, color=color)
+        pixels = load_image(image, color)
         # Of a file the path is kept rather than its pixels: the results of many files stay small.
         return self._predict(pixels, image if isinstance(image, (str, os.PathLike)) else pixels)
 
@@ -154,17 +156,7 @@ class Predictor:
 
     def _predict(self, image: NDArray[np.uint8], source: ImageInput) -> Instances:
         start = perf_counter()
-        settings = self.info.preprocess
-        plan = plan_input((image.shape[0], image.shape[1]), settings)
-        network_input = ops.preprocess(
-            image,
-            plan.matrix,
-            plan.size,
-            mean=settings.mean,
-            std=settings.std,
-            swap_channels=settings.color == "rgb",
-            threads=self._threads,
-        )
+        network_input, image_to_input = prepare(image, self.info.preprocess, threads=self._threads)
         ready = perf_counter()
         output = self.network(network_input[None])
         done = perf_counter()
@@ -173,7 +165,7 @@ class Predictor:
             0,
             self.info,
             image_size=(image.shape[0], image.shape[1]),
-            image_to_input=plan.matrix,
+            image_to_input=image_to_input,
             score_threshold=self.score_threshold,
             max_instances=self.max_instances,
             source=source,

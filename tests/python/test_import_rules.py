@@ -24,15 +24,16 @@ INFERENCE = {
     "_ops_masks": {"_core", "_arrays", "_ops_rle"},
     "_ops_rle": {"_core", "_arrays"},
     "ops": {"_ops_decode", "_ops_deform", "_ops_masks", "_ops_rle"},
-    "images": set(),
+    "files": set(),
+    "_image_file": set(),
     "metadata": {"config"},
-    "preprocess": {"config"},
+    "preprocess": {"config", "ops", "_image_file"},
     "session": {"metadata"},
     "draw": {"instances"},  # for type checking alone
-    "instances": {"ops", "draw", "images"},
-    "predictor": {"ops", "images", "instances", "metadata", "preprocess", "session", "config"},
-    "predict_files": {"images", "instances", "metadata", "predictor"},
-    "benchmark": {"predictor", "preprocess", "images"},
+    "instances": {"ops", "draw", "files", "preprocess"},
+    "predictor": {"ops", "instances", "metadata", "preprocess", "session"},
+    "predict_files": {"files", "instances", "metadata", "predictor", "preprocess"},
+    "benchmark": {"predictor", "preprocess"},
     "doctor": {"predictor", "_core"},
 }
 # Imported inside functions, each for a feature that says what to install when it is missing.

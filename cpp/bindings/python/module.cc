@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, module) {
   register_gather(module);
   register_isa(module);
   register_preprocess(module);
+  register_rle(module);
 }

@@ -11,5 +11,6 @@ void register_decode(py::module_& module);
 void register_gather(py::module_& module);
 void register_isa(py::module_& module);
 void register_preprocess(py::module_& module);
+void register_rle(py::module_& module);
 
 }  // namespace centermask::python

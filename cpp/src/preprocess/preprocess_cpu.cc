@@ -139,7 +139,7 @@ void preprocess_cpu(const TensorView& image, const PreprocessParams& params, con
           params.swap_channels};
   for (int c = 0; c < 3; ++c) {
     job.gain[c] = static_cast<float>(1 / params.std[c]);
-    job.bias[c] = static_cast<float>(-params.mean[c] / params.std[c]);
+    job.bias[c] = static_cast<float>((0 - params.mean[c]) / params.std[c]);
   }
   const std::int64_t height = out.shape[1];
   const std::int64_t scratch = 6 * out.shape[2];

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from centermask.config import STRIDE
-from centermask.training.coco_reader import Annotation, ImageRecord, ring_area
-from centermask.training.raster import Window, cell_coverage, fill_rings, pixel_index_matrix, warp_bitmap
+from centermask.training.coco_reader import ImageRecord
+from centermask.training.placing import PlacedObject, place, rectangle, stack
+from centermask.training.raster import Window, fill_rings, pixel_index_matrix
 
 GREY = np.array([0.299, 0.587, 0.114])
 """Luma of RGB, ITU-R BT.601."""
@@ -106,17 +108,66 @@ class TrainTransform:
             rng: The only source of chance.
         """
         matrix = self.draw_matrix(record.width, record.height, rng)
-        shrink = np.diag([record.width / image.shape[1], record.height / image.shape[0]])
+        warped, placed = self.render(record, image, matrix, (0, 0, self.size, self.size), rng)
+        return self.finish(warped, placed, record.known_classes, record.image_id, matrix)
+
+    def render(
+        self,
+        record: ImageRecord,
+        image: NDArray[np.uint8],
+        matrix: NDArray[np.float64],
+        frame: Window,
+        rng: np.random.Generator,
+    ) -> tuple[NDArray[np.uint8], list[PlacedObject]]:
+        """The part of a sample that lies in `frame`: its pixels, with changed colours, and its objects.
+
+        Args:
+            record: What is known about the picture.
+            image: As above.
+            matrix: float64 [2, 3], `image_to_input`.
+            frame: Part of the sample; its sides are multiples of 4.
+            rng: For the colours.
+        """
         pixels = matrix.copy()
-        pixels[:, :2] = matrix[:, :2] @ shrink
+        pixels[:, :2] *= (record.width / image.shape[1], record.height / image.shape[0])
+        pixels[:, 2] -= frame[:2]
+        size = (frame[2] - frame[0], frame[3] - frame[1])
         warped = cv2.warpAffine(
-            image, pixel_index_matrix(pixels), (self.size, self.size), flags=cv2.INTER_LINEAR, borderValue=self.border
+            image, pixel_index_matrix(pixels), size, flags=cv2.INTER_LINEAR, borderValue=self.border
         )
-        frame = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (record.width, record.height)
-        inside = np.asarray(warped, dtype=np.uint8)
-        outline = frame @ matrix[:, :2].T + matrix[:, 2]
-        self.change_colours(inside, outline, rng)
-        return self.place(record, inside, matrix)
+        result = np.asarray(warped, dtype=np.uint8)
+        outline = rectangle(0, 0, record.width, record.height) @ matrix[:, :2].T + matrix[:, 2] - frame[:2]
+        self.change_colours(result, outline, rng)
+        placed = [place(annotation, matrix, frame) for annotation in record.annotations]
+        return result, [item for item in placed if item is not None]
+
+    def finish(
+        self,
+        image: NDArray[np.uint8],
+        placed: Sequence[PlacedObject],
+        known_classes: NDArray[np.bool_],
+        image_id: int,
+        matrix: NDArray[np.float64],
+    ) -> TrainSample:
+        """Sorts the objects into those that teach and those that are ignored."""
+        kept: list[PlacedObject] = []
+        ignored: list[PlacedObject] = []
+        for item in placed:
+            side = math.sqrt((item.box[2] - item.box[0]) * (item.box[3] - item.box[1]))
+            unclear = item.ignore or side < self.min_side or item.visible < self.min_visible
+            (ignored if unclear else kept).append(item)
+        cells = self.size // STRIDE
+        return TrainSample(
+            image=np.ascontiguousarray(image),
+            boxes=np.array([item.box for item in kept], dtype=np.float32).reshape(-1, 4),
+            labels=np.array([item.label for item in kept], dtype=np.int64),
+            masks=stack(kept, cells),
+            ignore=stack(ignored, cells),
+            ignore_labels=np.array([item.label for item in ignored], dtype=np.int64),
+            known_classes=known_classes,
+            image_id=image_id,
+            image_to_input=matrix,
+        )
 
     def draw_matrix(self, width: int, height: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """A random `image_to_input`, float64 [2, 3]."""
@@ -159,9 +210,12 @@ class TrainTransform:
         shift = LIGHTING_VECTORS @ (LIGHTING_VALUES * rng.normal(0, 1, 3) * self.lighting) * 255
         if not (self.brightness or self.contrast or self.saturation or self.lighting):
             return
-        x0, y0 = np.floor(outline.min(axis=0)).clip(0, self.size).astype(int)
-        x1, y1 = np.ceil(outline.max(axis=0)).clip(0, self.size).astype(int)
+        limit = image.shape[1::-1]
+        x0, y0 = np.floor(outline.min(axis=0)).clip(0, limit).astype(int)
+        x1, y1 = np.ceil(outline.max(axis=0)).clip(0, limit).astype(int)
         picture = image[y0:y1, x0:x1]
+        if not picture.size:
+            return
         mean = float(GREY @ cv2.mean(picture)[:3])
         colours = np.eye(3, 4)
         for kind in order:
@@ -177,95 +231,5 @@ class TrainTransform:
         colours[:, 3] += shift
         picture[...] = cv2.transform(picture, colours)
         if self.rotation:
-            outside = fill_rings([outline], (0, 0, self.size, self.size)) == 0
+            outside = fill_rings([outline], (0, 0, *limit)) == 0
             image[outside] = self.border
-
-    def place(self, record: ImageRecord, image: NDArray[np.uint8], matrix: NDArray[np.float64]) -> TrainSample:
-        """The targets of a picture that has been warped by `matrix` already.
-
-        Args:
-            record: What is known about the picture.
-            image: uint8 [S, S, 3].
-            matrix: float64 [2, 3], `image_to_input`.
-        """
-        cells = self.size // STRIDE
-        boxes: list[NDArray[np.float64]] = []
-        labels: list[int] = []
-        ignore_labels: list[int] = []
-        kept: list[tuple[Window, NDArray[np.uint8]]] = []
-        ignored: list[tuple[Window, NDArray[np.uint8]]] = []
-        for annotation in record.annotations:
-            placed = self.place_mask(annotation, matrix)
-            if placed is None:
-                continue
-            box, visible, window, mask = placed
-            side = math.sqrt((box[2] - box[0]) * (box[3] - box[1]))
-            if annotation.ignore or side < self.min_side or visible < self.min_visible:
-                ignored.append((window, mask))
-                ignore_labels.append(annotation.label)
-            else:
-                kept.append((window, mask))
-                labels.append(annotation.label)
-                boxes.append(box)
-        return TrainSample(
-            image=np.ascontiguousarray(image),
-            boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-            labels=np.array(labels, dtype=np.int64),
-            masks=_stack(kept, cells),
-            ignore=_stack(ignored, cells),
-            ignore_labels=np.array(ignore_labels, dtype=np.int64),
-            known_classes=record.known_classes,
-            image_id=record.image_id,
-            image_to_input=matrix,
-        )
-
-    def place_mask(
-        self, annotation: Annotation, matrix: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], float, Window, NDArray[np.uint8]] | None:
-        """One annotation under the map.
-
-        Returns:
-            The box (float64 [4], xyxy), the visible share of the area, a window whose sides are multiples of 4 and
-            the mask in it (uint8 of 0 and 1); None if no pixel is visible.
-        """
-        bitmap = annotation.bitmap
-        if bitmap is None:
-            rings = [ring @ matrix[:, :2].T + matrix[:, 2] for ring in annotation.rings]
-            points = np.concatenate(rings)
-        else:
-            x, y, w, h = bitmap.x, bitmap.y, bitmap.width, len(bitmap.bits)
-            corners = np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]], dtype=np.float64)
-            points = corners @ matrix[:, :2].T + matrix[:, 2]
-        low, high = points.min(axis=0), points.max(axis=0)
-        x0, y0 = (np.clip(np.floor(low / STRIDE) * STRIDE, 0, self.size)).astype(int).tolist()
-        x1, y1 = (np.clip(np.ceil(high / STRIDE) * STRIDE, 0, self.size)).astype(int).tolist()
-        if x0 >= x1 or y0 >= y1:
-            return None
-        window = (x0, y0, x1, y1)
-        if bitmap is None:
-            mask = fill_rings(rings, window)
-        else:
-            own = matrix.copy()
-            own[:, 2] += matrix[:, :2] @ (bitmap.x, bitmap.y)
-            mask = warp_bitmap(bitmap.unpack(), own, window)
-        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        if not len(rows):
-            return None
-        seen = np.array([x0 + columns[0], y0 + rows[0], x0 + columns[-1] + 1, y0 + rows[-1] + 1], dtype=np.float64)
-        # The pixels give the box to within half a pixel on each side; the outline, where it is not cut off, exactly.
-        box = np.clip(np.concatenate([low, high]), seen - 0.5, seen + 0.5).clip(0, self.size)
-        visible = 1.0
-        if low.min() < 0 or high.max() > self.size:
-            # Not the JSON's own area: that one follows no common rule.
-            whole = np.count_nonzero(bitmap.unpack()) if bitmap is not None else sum(map(ring_area, rings))
-            if bitmap is not None:
-                whole *= abs(float(np.linalg.det(matrix[:, :2])))
-            visible = float(np.count_nonzero(mask)) / max(whole, 1e-9)
-        return box, visible, window, mask
-
-
-def _stack(placed: list[tuple[Window, NDArray[np.uint8]]], cells: int) -> NDArray[np.uint8]:
-    result = np.zeros((len(placed), cells, cells), dtype=np.uint8)
-    for plane, ((x0, y0, x1, y1), mask) in zip(result, placed, strict=True):
-        plane[y0 // STRIDE : y1 // STRIDE, x0 // STRIDE : x1 // STRIDE] = cell_coverage(mask)
-    return result
