@@ -35,8 +35,7 @@ def report() -> tuple[list[str], list[str]]:
     try:
         from centermask import _core
 
-        build = " ".join(f"{key}={value}" for key, value in sorted(_core.build_info().items()))
-        lines.append(f"core          {build}")
+        lines.append(f"instructions  {_core.isa_used()} (of {', '.join(_core.isa_available())})")
     except ImportError as error:
         warnings.append(f"the compiled core does not load: {error}")
     lines += _onnxruntime(warnings)
@@ -57,7 +56,7 @@ def _onnxruntime(warnings: list[str]) -> list[str]:
             "install one again"
         )
     try:
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]
     except ImportError as error:
         warnings.append(f"onnxruntime does not import ({error}): pip install 'centermask[cpu]' or 'centermask[gpu]'")
         return ["onnxruntime   not installed"]

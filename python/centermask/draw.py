@@ -53,7 +53,7 @@ def class_color(index: int, variant: int = 0) -> Color:
 
 
 def _oklch_to_bgr(lightness: float, chroma: float, hue: float) -> Color:
-    """Equal lightness looks equally light in every hue, unlike HSV. Formula: Ottosson, "A perceptual color space", 2020."""
+    """Equal lightness looks equally light in every hue, unlike HSV (Ottosson, "A perceptual color space", 2020)."""
     a, b = chroma * math.cos(hue), chroma * math.sin(hue)
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
     medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
@@ -227,7 +227,7 @@ def _place(
     shape: tuple[int, ...],
     taken: list[tuple[int, int, int, int]],
 ) -> tuple[tuple[int, int, int, int], bool]:
-    """Where a label of `size` goes: above its box, inside, or below, wholly in the picture, off other labels if possible."""
+    """Where a label of `size` goes: above, in or below its box, wholly in the picture; and whether that is free."""
     width, height = size
     x0, y0, x1, y1 = box
     candidates = [(x0, y0 - height), (x0, y0), (x1 - width, y0 - height), (x0, y1), (x1 - width, y1 - height)]

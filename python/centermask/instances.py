@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from centermask import ops
 from centermask.draw import draw_instances
 from centermask.files import write_image
+from centermask.ops import Rle
 from centermask.preprocess import load_image
 
 if TYPE_CHECKING:
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
 
 ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[Any] | PilImage"
 Index: TypeAlias = "int | slice | Sequence[int] | Sequence[bool] | NDArray[Any]"
-
-
-class Rle(TypedDict):
-    """A mask as COCO run lengths: `size` is [height, width], `counts` the compressed runs (bytes; str in JSON)."""
-
-    size: list[int]
-    counts: bytes
 
 
 class Masks:
@@ -156,7 +150,7 @@ class Instances:
             if array.shape != (n,):
                 raise ValueError(f"{name} must be [{n}] (as many as boxes), got {list(array.shape)}")
         names = tuple(class_names)
-        if n and not (0 <= label_array.min() and label_array.max() < len(names)):
+        if n and not (label_array.min() >= 0 and label_array.max() < len(names)):
             raise ValueError(
                 f"labels must be in 0..{len(names) - 1} (class_names has {len(names)}), "
                 f"got {label_array.min()}..{label_array.max()}"
@@ -230,8 +224,11 @@ class Instances:
         write_image(path, self.draw(image, **style))
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO results, ready for `json.dump`: `image_id`, `category_id`, `bbox` (x, y, width, height), `score`, and with
-        masks `segmentation` (RLE, counts as str)."""
+        """COCO results, ready for `json.dump`.
+
+        Each has `image_id`, `category_id`, `bbox` (x, y, width, height), `score`, and with masks `segmentation` (RLE,
+        counts as str).
+        """
         results: list[dict[str, Any]] = []
         for i, (x0, y0, x1, y1) in enumerate(self.boxes.tolist()):
             result: dict[str, Any] = {

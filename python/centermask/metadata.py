@@ -136,7 +136,7 @@ class _Reader:
         )
         if len(info.class_names) != len(info.category_ids):
             raise ModelFileError(
-                f"{self._source}: {len(info.class_names)} classes but {len(info.category_ids)} category ids in the metadata"
+                f"{self._source}: metadata has {len(info.class_names)} classes but {len(info.category_ids)} category ids"
             )
         return info
 

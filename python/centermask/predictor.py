@@ -47,7 +47,7 @@ def model_path(model: str | os.PathLike[str]) -> Path:
         path = Path(str(resources.files("centermask") / "models" / f"{model}.onnx"))
         if not path.is_file():
             raise FileNotFoundError(
-                f"the embedded model {model!r} is not in this installation ({path}); it has {embedded_models() or 'none'}"
+                f"the embedded model {model!r} is not in this installation, which has {embedded_models() or 'none'} ({path})"
             )
         return path
     if not Path(model).is_file():
@@ -131,8 +131,8 @@ class Predictor:
         """Predicts on a picture, or on each of a list.
 
         Args:
-            image: Path, bytes of a file, uint8 array `[H, W, 3]` (also grey, with alpha, or uint16), PIL image, or a list
-                of these; see `centermask.preprocess.load_image`.
+            image: Path, bytes of a file, uint8 array `[H, W, 3]` (also grey, with alpha, or uint16), PIL image, or a
+                list of these; see `centermask.preprocess.load_image`.
             color: Channel order of arrays: `bgr` as OpenCV has it, or `rgb`.
 
         Returns:

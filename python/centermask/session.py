@@ -37,7 +37,7 @@ class NetworkOutput(NamedTuple):
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
-    count: NDArray[np.int64]
+    count: NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     mask_params: NDArray[np.float32] | None = None
     mask_features: NDArray[np.float32] | None = None
 
@@ -129,7 +129,7 @@ class OnnxNetwork:
 def import_onnxruntime() -> Any:
     """The onnxruntime module; ImportError with install advice where there is none."""
     try:
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
@@ -137,8 +137,8 @@ def import_onnxruntime() -> Any:
     if not hasattr(onnxruntime, "InferenceSession"):
         # Uninstalling one of onnxruntime and onnxruntime-gpu deletes files of the other and leaves an empty package.
         raise ImportError(
-            "the installed onnxruntime is broken (has no InferenceSession), as happens when onnxruntime and onnxruntime-gpu "
-            "were both installed and one removed. Uninstall both, then install one again."
+            "the installed onnxruntime is broken (has no InferenceSession), as happens when onnxruntime and "
+            "onnxruntime-gpu were both installed and one removed. Uninstall both, then install one again."
         )
     return onnxruntime
 

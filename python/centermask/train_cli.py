@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     """One option for each field, `data` as positional; the field's metadata holds its help."""
     parser = argparse.ArgumentParser(
         prog="centermask train",
-        description="Trains a model on COCO-style folders, evaluates it as it goes, writes OUT/best.pt and OUT/last.pt.",
+        description="Trains on COCO-style folders, evaluates as it goes, writes OUT/best.pt and OUT/last.pt.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("data", nargs="+", metavar="DATA", help=_help("data"), default=argparse.SUPPRESS)

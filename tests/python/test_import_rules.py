@@ -15,7 +15,8 @@ import centermask
 PACKAGE = Path(centermask.__file__).parent
 THIRD_PARTY_OF_INFERENCE = {"numpy", "cv2"}
 
-# What each module of inference may import from the package: cli -> predictor -> {preprocess, session, instances} -> ops -> _core.
+# What each module of inference may import from the package:
+# cli -> predictor -> {preprocess, session, instances} -> ops -> _core.
 INFERENCE = {
     "config": set(),
     "_arrays": set(),
@@ -38,8 +39,7 @@ INFERENCE = {
 }
 # Imported inside functions, each for a feature that says what to install when it is missing.
 LAZY_THIRD_PARTY = {
-    "instances": {"supervision"},
-    "images": {"PIL"},
+    "instances": {"supervision", "PIL"},
     "session": {"onnxruntime"},
     "doctor": {"onnxruntime"},
 }

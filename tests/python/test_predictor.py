@@ -1,4 +1,4 @@
-"""The Predictor on a tiny model of known behaviour: every kind of input, the way back to image pixels, bad files and models."""
+"""The Predictor on a tiny model of known behaviour: inputs of every kind, image pixels, bad files and models."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_every_form_of_a_picture_gives_the_same(predictor: Predictor, tmp_path: 
     cv2.imwrite(str(tmp_path / "a.png"), image)
     expected = predictor(image)
     assert len(expected) == 2
-    alpha = np.dstack([image, np.full((200, 320), 128, np.uint8)])
+    alpha = np.dstack([image, np.full((200, 320), 255, np.uint8)])
     forms = {
         "path": tmp_path / "a.png",
         "str": str(tmp_path / "a.png"),
@@ -147,7 +147,7 @@ def test_timing_is_that_of_the_last_picture(predictor: Predictor) -> None:
 def outputs(boxes: list[list[float]], scores: list[float]) -> NetworkOutput:
     n = len(boxes)
     return NetworkOutput(
-        np.array([boxes + [[0.0] * 4]], np.float32),
+        np.array([[*boxes, [0.0] * 4]], np.float32),
         np.array([[*scores, 0.0]], np.float32),
         np.array([[0] * n + [-1]]),
         np.array([n]),
@@ -170,7 +170,7 @@ def test_boxes_go_back_to_the_image_and_are_clipped() -> None:
     assert len(result.masks) == 2
     # Mask features are 1 everywhere: the mask fills the box grown by a tenth on each side.
     grown = np.zeros((100, 60), bool)
-    grown[: int(40 + 4), : int(20 + 2)] = True
+    grown[: (40 + 4), : (20 + 2)] = True
     np.testing.assert_array_equal(result.masks.bitmaps()[0], grown)
 
 
@@ -209,9 +209,9 @@ NOISE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     ("data", "cause"),
     [
         (b"", "the file is empty (0 bytes)"),
-        (b"hello", "not a picture that OpenCV can read (5 bytes, starts with b'hello')"),
-        (truncated(jpeg(NOISE)), "truncated JPEG, the end-of-image marker is missing"),
-        (truncated(png(NOISE)), "truncated PNG, the IEND chunk is missing"),
+        (b"hello", "damaged, or not an image in a format that OpenCV reads (5 bytes)"),
+        (truncated(jpeg(NOISE)), "truncated JPEG"),
+        (truncated(png(NOISE)), "truncated PNG"),
         (jpeg(NOISE)[:2], "truncated JPEG"),
         (png(NOISE)[:20], "truncated PNG"),
     ],
@@ -224,20 +224,20 @@ def test_bad_files_are_named_with_the_cause(predictor: Predictor, tmp_path: Path
 
 
 def test_a_missing_file_and_a_folder(predictor: Predictor, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match=re.escape("no.jpg: no such file")):
         predictor(tmp_path / "no.jpg")
-    with pytest.raises(ValueError, match="cannot be opened"):
+    with pytest.raises(IsADirectoryError):
         predictor(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("image", "error", "message"),
     [
-        (np.zeros((4, 4, 3), np.float32), TypeError, "image must be uint8 (0..255) or uint16 (0..65535), got float32"),
+        (np.zeros((4, 4, 3), np.float32), TypeError, "image must be uint8 or uint16, got float32"),
         (np.zeros((4, 4, 2), np.uint8), ValueError, "got [4, 4, 2]"),
-        (np.zeros((0, 4, 3), np.uint8), ValueError, "with H, W > 0, got [0, 4, 3]"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, "H and W >= 1, got [0, 4, 3]"),
         (np.zeros((1, 3, 4, 4), np.uint8), ValueError, "got [1, 3, 4, 4]"),
-        (17, TypeError, "image must be a path, a uint8 array or a PIL image, got int"),
+        (17, TypeError, "image must be a path, bytes, a NumPy array or a PIL image, got int"),
         (None, TypeError, "got NoneType"),
     ],
 )

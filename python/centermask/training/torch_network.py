@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -49,7 +51,8 @@ class TorchNetwork:
         try:
             with torch.inference_mode():
                 output = self._model.deploy(torch.from_numpy(images).to(device), self._score_threshold)
-            return NetworkOutput(*(None if value is None else value.cpu().numpy() for value in output))
+            arrays: list[Any] = [None if value is None else value.cpu().numpy() for value in output]
+            return NetworkOutput(*arrays)
         finally:
             self._model.train(was_training)
             torch.set_num_threads(threads)
