@@ -14,7 +14,7 @@ def as_array(value: Any, op: str, argument: str) -> npt.NDArray[Any]:
     """Sees `value` as a NumPy array without copying.
 
     Args:
-        value: a NumPy array, or a CPU tensor of any library that implements DLPack (PyTorch, JAX, CuPy's host arrays...).
+        value: a NumPy array, or a CPU tensor of any library that implements DLPack (PyTorch, JAX, ...).
             A tensor that records gradients is seen without them.
         op: name of the operation, for messages.
         argument: name of the argument, for messages.

@@ -2,31 +2,36 @@
 
 from typing import Any
 
-import numpy.typing as npt
+import numpy as np
+from numpy.typing import NDArray
 
 __version__: str
 
+def decode_centers(
+    heatmap: NDArray[Any], top_k: int, score_threshold: float, threads: int
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+def gather_patches(features: NDArray[Any], index: NDArray[np.int64], threads: int) -> NDArray[Any]: ...
 def isa_available() -> tuple[str, ...]: ...
 def isa_used() -> str: ...
 def deform_conv2d(
-    x: npt.NDArray[Any],
-    weight: npt.NDArray[Any],
-    offset: npt.NDArray[Any],
-    mask: npt.NDArray[Any] | None,
-    bias: npt.NDArray[Any] | None,
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    offset: NDArray[Any],
+    mask: NDArray[Any] | None,
+    bias: NDArray[Any] | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
     relu: bool,
     threads: int,
-) -> npt.NDArray[Any]: ...
+) -> NDArray[Any]: ...
 def deform_conv2d_backward(
-    grad_output: npt.NDArray[Any],
-    x: npt.NDArray[Any],
-    weight: npt.NDArray[Any],
-    offset: npt.NDArray[Any],
-    mask: npt.NDArray[Any] | None,
+    grad_output: NDArray[Any],
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    offset: NDArray[Any],
+    mask: NDArray[Any] | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
@@ -34,18 +39,18 @@ def deform_conv2d_backward(
     needs: tuple[bool, bool, bool, bool, bool],
     threads: int,
 ) -> tuple[
-    npt.NDArray[Any] | None,
-    npt.NDArray[Any] | None,
-    npt.NDArray[Any] | None,
-    npt.NDArray[Any] | None,
-    npt.NDArray[Any] | None,
+    NDArray[Any] | None,
+    NDArray[Any] | None,
+    NDArray[Any] | None,
+    NDArray[Any] | None,
+    NDArray[Any] | None,
 ]: ...
 
 class PackedDeformConv2d:
     def __init__(
         self,
-        weight: npt.NDArray[Any],
-        bias: npt.NDArray[Any] | None,
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None,
         stride: tuple[int, int],
         padding: tuple[int, int],
         dilation: tuple[int, int],
@@ -55,8 +60,43 @@ class PackedDeformConv2d:
     ) -> None: ...
     def __call__(
         self,
-        x: npt.NDArray[Any],
-        offset: npt.NDArray[Any],
-        mask: npt.NDArray[Any] | None,
+        x: NDArray[Any],
+        offset: NDArray[Any],
+        mask: NDArray[Any] | None,
         threads: int,
-    ) -> npt.NDArray[Any]: ...
+    ) -> NDArray[Any]: ...
+def preprocess(
+    image: NDArray[np.uint8],
+    image_to_input: list[float],
+    mean: list[float],
+    std: list[float],
+    swap_channels: bool,
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def rle_area(runs: NDArray[np.uint32], offsets: NDArray[np.int64]) -> NDArray[np.int64]: ...
+def rle_bbox(runs: NDArray[np.uint32], offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]: ...
+def rle_check(runs: NDArray[np.uint32], height: int, width: int) -> None: ...
+def rle_decode(runs: NDArray[np.uint32], offsets: NDArray[np.int64], height: int, width: int) -> NDArray[np.uint8]: ...
+def rle_encode(bitmaps: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
+def rle_from_polygons(
+    points: NDArray[np.float64], ring_offsets: NDArray[np.int64], height: int, width: int, even_odd: bool
+) -> NDArray[np.uint32]: ...
+def rle_from_strings(
+    strings: list[bytes], sizes: NDArray[np.int64]
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
+def rle_iou(
+    detection_runs: NDArray[np.uint32],
+    detection_offsets: NDArray[np.int64],
+    truth_runs: NDArray[np.uint32],
+    truth_offsets: NDArray[np.int64],
+    is_crowd: NDArray[np.uint8],
+    height: int,
+    width: int,
+    threads: int,
+) -> NDArray[np.float64]: ...
+def rle_merge(runs: NDArray[np.uint32], offsets: NDArray[np.int64], intersect: bool) -> NDArray[np.uint32]: ...
+def rle_to_polygons(
+    runs: NDArray[np.uint32], height: int, width: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]: ...
+def rle_to_strings(runs: NDArray[np.uint32], offsets: NDArray[np.int64]) -> list[bytes]: ...

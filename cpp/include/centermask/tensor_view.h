@@ -38,8 +38,9 @@ struct TensorView {
     return n;
   }
 
-  // Row-major with no gaps. Dimensions of size 1 may have any stride.
+  // Row-major with no gaps. Dimensions of size 1 may have any stride, and so may all of a tensor with no elements.
   bool contiguous() const {
+    if (size() == 0) return rank >= 0;
     std::int64_t expected = 1;
     for (int i = rank - 1; i >= 0; --i) {
       if (shape[i] != 1 && stride[i] != expected) return false;

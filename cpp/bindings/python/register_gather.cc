@@ -1,0 +1,33 @@
+#include "array.h"
+#include "centermask/gather.h"
+#include "register.h"
+
+namespace centermask::python {
+
+namespace {
+
+py::array gather_patches(const py::object& features, const py::object& index, int threads) {
+  const TensorView source = view_of(features, "gather_patches", "features");
+  const TensorView cells = view_of(index, "gather_patches", "index");
+  // The output takes its shape from the inputs, so their ranks are looked at here; the core checks all the rest.
+  if (source.rank != 4) {
+    fail(ErrorKind::kValue, "gather_patches: features must be [N, F, H, W], got ", shape_text(source));
+  }
+  if (cells.rank != 2) fail(ErrorKind::kValue, "gather_patches: index must be [N, K], got ", shape_text(cells));
+  py::array patches = new_array(source.dtype, {source.shape[0], cells.shape[1], source.shape[1] * 9});
+  const TensorView patches_view = view_of(patches, "gather_patches", "patches");
+  const ParallelFor parallel = threads_of(threads);
+  {
+    py::gil_scoped_release release;
+    gather_patches_cpu(source, cells, patches_view, parallel);
+  }
+  return patches;
+}
+
+}  // namespace
+
+void register_gather(py::module_& module) {
+  module.def("gather_patches", &gather_patches, py::arg("features"), py::arg("index"), py::arg("threads"));
+}
+
+}  // namespace centermask::python

@@ -1,0 +1,414 @@
+"""Reading one COCO-style folder: what is usable becomes records, what is not is reported and left out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
+
+EXIF_ORIENTATION = 0x0112
+TRANSPOSED = (5, 6, 7, 8)
+"""The EXIF orientations that exchange width and height."""
+
+
+class DataError(ValueError):
+    """A data set that cannot be used at all; the message names the file and the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that was left out or mended while reading.
+
+    Attributes:
+        file: The JSON file, or the picture.
+        cause: What is wrong with it.
+        annotation_id: The id in the JSON file, if the trouble is with one annotation.
+    """
+
+    file: str
+    cause: str
+    annotation_id: object = None
+
+    def __str__(self) -> str:
+        where = self.file if self.annotation_id is None else f"{self.file}, annotation {self.annotation_id}"
+        return f"{where}: {self.cause}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bitmap:
+    """A mask cut to its bounding box, eight pixels to a byte.
+
+    Attributes:
+        x: Column of the cut's left edge in the image.
+        y: Row of its top edge.
+        width: Columns of the cut.
+        bits: uint8 [height, ceil(width / 8)] as `numpy.packbits` gives them.
+    """
+
+    x: int
+    y: int
+    width: int
+    bits: NDArray[np.uint8]
+
+    def unpack(self) -> NDArray[np.uint8]:
+        """uint8 [height, width] of 0 and 1."""
+        return np.unpackbits(self.bits, axis=1, count=self.width)
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One labelled object in its image's frame (continuous coordinates, pixel centres at half-integers).
+
+    Attributes:
+        label: Index into the data set's class names.
+        ignore: A region that teaches nothing: a crowd, or an object whose mask is missing.
+        box: x, y, width, height in image pixels (COCO's order).
+        area: Mask area in square image pixels.
+        rings: float64 [n, 2] each; the mask is the union of their interiors. Empty where `bitmap` is given.
+        bitmap: The mask of an RLE annotation.
+        rle: `{"size": [H, W], "counts": bytes}` of an RLE annotation.
+        source_id: The id in the JSON file.
+    """
+
+    label: int
+    ignore: bool
+    box: tuple[float, float, float, float]
+    area: float
+    rings: tuple[NDArray[np.float64], ...]
+    bitmap: Bitmap | None
+    rle: Mapping[str, Any] | None
+    source_id: object
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One picture and what is known about it.
+
+    Attributes:
+        path: The picture's file.
+        width: In pixels, in the frame of the annotations.
+        height: Likewise.
+        image_id: Unique over all joined sets.
+        upright: True if the file's EXIF rotation is to be applied to reach the annotations' frame.
+        source: Index of the data set that it came from.
+        annotations: The usable ones, crowds among them.
+        known_classes: bool [C]: the classes that its own set labels. The others may be there, unlabelled.
+    """
+
+    path: Path
+    width: int
+    height: int
+    image_id: int
+    upright: bool
+    source: int
+    annotations: tuple[Annotation, ...]
+    known_classes: NDArray[np.bool_]
+
+
+@dataclass
+class CocoFile:
+    """A checked JSON file: the three lists of COCO, and the names of its categories.
+
+    Attributes:
+        path: The JSON file.
+        folder: The folder that holds it, and the pictures below.
+        images: The JSON rows.
+        annotations: The JSON rows.
+        categories: Category id -> name, in the file's order.
+        problems: What was found wrong so far.
+    """
+
+    path: Path
+    folder: Path
+    images: list[Any]
+    annotations: list[Any]
+    categories: dict[int, str]
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_json(folder: Path, split: str) -> CocoFile:
+    """Opens `<folder>/<split>.json` and checks that it is COCO.
+
+    Raises:
+        DataError: No such folder or file, not JSON, or not of COCO's form; the message says which.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    path = folder / f"{split}.json"
+    if not path.is_file():
+        others = sorted(p.stem for p in folder.glob("*.json"))
+        raise DataError(f"{path}: no such file; splits in this folder: {', '.join(others) or 'none'}")
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not COCO: expected an object, got {type(content).__name__}")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise DataError(f"{path}: not COCO: expected a list named {key!r}, got {type(content.get(key)).__name__}")
+    file = CocoFile(path, folder, content["images"], content["annotations"], {})
+    for row in content["categories"]:
+        if not isinstance(row, dict) or not isinstance(row.get("id"), int):
+            raise DataError(f"{path}: not COCO: a category needs an integer id, got {row!r:.80}")
+        name = row.get("name")
+        if not isinstance(name, str) or not name.strip():
+            name = f"category {row['id']}"
+            file.problems.append(Problem(str(path), f"category {row['id']} has no name; called {name!r}"))
+        if row["id"] in file.categories:
+            raise DataError(f"{path}: category id {row['id']} is given twice")
+        if name.strip() in file.categories.values():
+            file.problems.append(Problem(str(path), f"category {name!r} is given twice; taken as one"))
+        file.categories[row["id"]] = name.strip()
+    if not file.categories:
+        raise DataError(f"{path}: not COCO: it has no categories")
+    return file
+
+
+def read_records(
+    file: CocoFile, labels: Mapping[str, int], class_count: int, source: int, first_id: int | None
+) -> list[ImageRecord]:
+    """The usable pictures of a JSON file, each with its usable annotations of the wanted classes.
+
+    Args:
+        file: From `read_json`; its list of problems grows.
+        labels: Class name -> label. Categories that are not in it are left out silently: they were not asked for.
+        class_count: Number of classes C of the joined set.
+        source: Index of the data set.
+        first_id: The pictures are numbered from here; None keeps the file's ids, if they are integers.
+
+    Returns:
+        In the order of the file.
+    """
+    known = np.zeros(class_count, dtype=np.bool_)
+    for name in file.categories.values():
+        if name in labels:
+            known[labels[name]] = True
+    known.flags.writeable = False
+
+    images = _check_images(file)
+    by_image: dict[object, list[Annotation]] = {key: [] for key in images}
+    all_images = {_key(row.get("id")) for row in file.images if isinstance(row, dict)}
+    for row in file.annotations:
+        if not isinstance(row, dict):
+            file.problems.append(Problem(str(file.path), f"an annotation is no object: {row!r:.80}"))
+            continue
+        key = _key(row.get("image_id"))
+        if key not in images:
+            if key not in all_images:
+                _annotation_problem(file, row, f"image_id {row.get('image_id')!r} is no image of the file")
+            continue  # the image itself was reported
+        category = row.get("category_id")
+        if not isinstance(category, int) or category not in file.categories:
+            _annotation_problem(file, row, f"category_id {category!r} is no category of the file")
+            continue
+        label = labels.get(file.categories[category])
+        if label is None:
+            continue
+        _, width, height, _ = images[key]
+        annotation = _read_annotation(file, row, label, width, height)
+        if annotation is not None:
+            by_image[key].append(annotation)
+
+    own_ids = first_id is None and all(isinstance(key, int) for key in images)
+    return [
+        ImageRecord(
+            path=path,
+            width=width,
+            height=height,
+            image_id=int(str(key)) if own_ids else (first_id or 1) + position,
+            upright=upright,
+            source=source,
+            annotations=tuple(by_image[key]),
+            known_classes=known,
+        )
+        for position, (key, (path, width, height, upright)) in enumerate(images.items())
+    ]
+
+
+def _key(value: object) -> object:
+    return value if isinstance(value, (int, str)) else repr(value)
+
+
+def _annotation_problem(file: CocoFile, row: Mapping[str, Any], cause: str) -> None:
+    file.problems.append(Problem(str(file.path), cause, row.get("id", "without id")))
+
+
+def _check_images(file: CocoFile) -> dict[object, tuple[Path, int, int, bool]]:
+    """Image id -> (path, width, height, upright) of the pictures that are there and have the promised size."""
+    images: dict[object, tuple[Path, int, int, bool]] = {}
+    for row in file.images:
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or "id" not in row:
+            file.problems.append(Problem(str(file.path), f"an image row needs id and file_name: {row!r:.80}"))
+            continue
+        key = _key(row["id"])
+        if key in images:
+            file.problems.append(Problem(str(file.path), f"image id {row['id']!r} is given twice; the first is kept"))
+            continue
+        path = file.folder / "images" / row["file_name"]
+        if not path.is_file():
+            path = file.folder / row["file_name"]
+        if not path.is_file():
+            missing = file.folder / "images" / row["file_name"]
+            file.problems.append(Problem(str(missing), "no such picture"))
+            continue
+        try:
+            raw_width, raw_height, orientation = _picture_size(path)
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            cause = "the file is empty" if os.path.getsize(path) == 0 else f"not a readable picture: {error}"
+            file.problems.append(Problem(str(path), cause))
+            continue
+        raw = (raw_width, raw_height)
+        turned = (raw_height, raw_width) if orientation in TRANSPOSED else raw
+        stated = (row.get("width", turned[0]), row.get("height", turned[1]))
+        # Labelling tools show the upright picture, so that frame is tried first.
+        if stated == turned:
+            upright = True
+        elif stated == raw:
+            upright = False
+        else:
+            cause = f"the JSON says {stated[0]}x{stated[1]}, the picture is {raw_width}x{raw_height}"
+            file.problems.append(Problem(str(path), cause))
+            continue
+        images[key] = (path, int(stated[0]), int(stated[1]), upright)
+    return images
+
+
+def _picture_size(path: Path) -> tuple[int, int, int]:
+    """Width, height and EXIF orientation from the header alone."""
+    with Image.open(path) as picture:
+        width, height = picture.size
+        return width, height, int(picture.getexif().get(EXIF_ORIENTATION, 1))
+
+
+def _read_annotation(file: CocoFile, row: Mapping[str, Any], label: int, width: int, height: int) -> Annotation | None:
+    box = _read_box(row.get("bbox"))
+    crowd = bool(row.get("iscrowd", 0))
+    rings: tuple[NDArray[np.float64], ...] = ()
+    bitmap: Bitmap | None = None
+    rle: dict[str, Any] | None = None
+    area = 0.0
+    segmentation = row.get("segmentation")
+    try:
+        if isinstance(segmentation, dict):
+            rle, bitmap, area = _read_rle(segmentation, width, height)
+        else:
+            rings = _read_rings(segmentation)
+            area = float(sum(ring_area(ring) for ring in rings))
+        mask_box = _extent(rings, bitmap)
+    except _BadMask as bad:
+        if box is None or not _touches(box, width, height):
+            _annotation_problem(file, row, f"{bad}; left out")
+            return None
+        # An object that is there must not be taught as background.
+        _annotation_problem(file, row, f"{bad}; its box becomes an ignore region")
+        x, y, w, h = box
+        ring = np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]], dtype=np.float64)
+        return Annotation(label, True, box, w * h, (ring,), None, None, row.get("id"))
+    if not _touches(mask_box, width, height):
+        _annotation_problem(file, row, f"its mask lies outside the {width}x{height} picture; left out")
+        return None
+    if box is None or not _touches(box, width, height):
+        if "bbox" in row:
+            _annotation_problem(file, row, f"its box {row['bbox']!r:.60} is not usable; taken from the mask")
+        box = mask_box
+    stated = row.get("area")
+    if isinstance(stated, (int, float)) and math.isfinite(stated) and stated > 0:
+        area = float(stated)
+    return Annotation(label, crowd, box, area, rings, bitmap, rle, row.get("id"))
+
+
+class _BadMask(Exception):
+    """A segmentation that cannot be used; the text says why."""
+
+
+def _read_box(value: object) -> tuple[float, float, float, float] | None:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
+        return None
+    if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in value):
+        return None
+    x, y, w, h = (float(v) for v in value)
+    return (x, y, w, h) if w > 0 and h > 0 else None
+
+
+def _touches(box: tuple[float, float, float, float], width: int, height: int) -> bool:
+    x, y, w, h = box
+    return x < width and y < height and x + w > 0 and y + h > 0
+
+
+def _read_rings(value: object) -> tuple[NDArray[np.float64], ...]:
+    if not isinstance(value, list) or not value:
+        raise _BadMask("it has no segmentation")
+    if all(isinstance(v, (int, float)) for v in value):
+        value = [value]  # one ring without its outer list, as some tools write it
+    rings = []
+    cause = "its polygons are degenerate (fewer than 3 points, or no area)"
+    for flat in value:
+        try:
+            points = np.asarray(flat, dtype=np.float64)
+        except (TypeError, ValueError):
+            cause = "its polygons hold something that is no number"
+            continue
+        if points.ndim != 1 or points.size % 2:
+            cause = "a polygon must be a flat list x, y, x, y, ..."
+            continue
+        if not np.isfinite(points).all():
+            cause = "its polygons hold NaN or infinite coordinates"
+            continue
+        ring = points.reshape(-1, 2)
+        if len(ring) >= 3 and ring_area(ring) > 0:
+            ring.flags.writeable = False
+            rings.append(ring)
+    if not rings:
+        raise _BadMask(cause)
+    return tuple(rings)
+
+
+def ring_area(ring: NDArray[np.float64]) -> float:
+    """Area inside a simple ring, float64 [n, 2], in square pixels (the shoelace formula)."""
+    # Relative to the first point: far from the origin the products would lose the area of a small ring.
+    x, y = (ring - ring[0]).T
+    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+
+
+def _read_rle(value: Mapping[str, Any], width: int, height: int) -> tuple[dict[str, Any], Bitmap, float]:
+    size = value.get("size")
+    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
+        raise _BadMask(f"its RLE is of size {size!r:.40}, the picture is [{height}, {width}]")
+    counts = value.get("counts")
+    try:
+        if isinstance(counts, list):
+            if any(not isinstance(c, int) or c < 0 for c in counts) or sum(counts) != width * height:
+                raise _BadMask(f"its RLE counts do not add up to {width * height} pixels")
+            rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+        elif isinstance(counts, (str, bytes)):
+            data = counts.encode() if isinstance(counts, str) else counts
+            rle = {"size": [height, width], "counts": data}
+        else:
+            raise _BadMask("its RLE has no counts")
+        full = coco_mask.decode(rle)
+    except (ValueError, UnicodeError, OverflowError) as error:
+        raise _BadMask(f"its RLE cannot be decoded: {error}") from error
+    rows, columns = np.flatnonzero(full.any(axis=1)), np.flatnonzero(full.any(axis=0))
+    if not len(rows):
+        raise _BadMask("its RLE is empty")
+    x, y = int(columns[0]), int(rows[0])
+    cut = full[y : rows[-1] + 1, x : columns[-1] + 1]
+    return dict(rle), Bitmap(x, y, cut.shape[1], np.packbits(cut, axis=1)), float(cut.sum())
+
+
+def _extent(rings: Sequence[NDArray[np.float64]], bitmap: Bitmap | None) -> tuple[float, float, float, float]:
+    if bitmap is not None:
+        return float(bitmap.x), float(bitmap.y), float(bitmap.width), float(len(bitmap.bits))
+    points = np.concatenate(rings)
+    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+    return float(x0), float(y0), float(x1 - x0), float(y1 - y0)
