@@ -13,6 +13,58 @@ def decode_centers(
 def gather_patches(features: NDArray[Any], index: NDArray[np.int64], threads: int) -> NDArray[Any]: ...
 def isa_available() -> tuple[str, ...]: ...
 def isa_used() -> str: ...
+def deform_conv2d(
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    offset: NDArray[Any],
+    mask: NDArray[Any] | None,
+    bias: NDArray[Any] | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    relu: bool,
+    threads: int,
+) -> NDArray[Any]: ...
+def deform_conv2d_backward(
+    grad_output: NDArray[Any],
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    offset: NDArray[Any],
+    mask: NDArray[Any] | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    needs: tuple[bool, bool, bool, bool, bool],
+    threads: int,
+) -> tuple[
+    NDArray[Any] | None,
+    NDArray[Any] | None,
+    NDArray[Any] | None,
+    NDArray[Any] | None,
+    NDArray[Any] | None,
+]: ...
+
+class PackedDeformConv2d:
+    def __init__(
+        self,
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        relu: bool,
+        threads: int,
+    ) -> None: ...
+    def __call__(
+        self,
+        x: NDArray[Any],
+        offset: NDArray[Any],
+        mask: NDArray[Any] | None,
+        threads: int,
+    ) -> NDArray[Any]: ...
 def preprocess(
     image: NDArray[np.uint8],
     image_to_input: list[float],

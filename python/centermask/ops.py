@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from centermask._ops_decode import Centers, decode_centers, gather_patches, preprocess
+from centermask._ops_deform import PackedDeformConv2d, deform_conv2d, deform_conv2d_backward
 from centermask._ops_rle import (
     Rle,
     RleLike,
@@ -21,9 +22,12 @@ from centermask._ops_rle import (
 
 __all__ = [
     "Centers",
+    "PackedDeformConv2d",
     "Rle",
     "RleLike",
     "decode_centers",
+    "deform_conv2d",
+    "deform_conv2d_backward",
     "gather_patches",
     "preprocess",
     "rle_area",

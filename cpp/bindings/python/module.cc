@@ -6,6 +6,7 @@ PYBIND11_MODULE(_core, module) {
   module.attr("__version__") = CENTERMASK_VERSION;
   register_errors(module);
   register_decode(module);
+  register_deform_conv2d(module);
   register_gather(module);
   register_isa(module);
   register_preprocess(module);

@@ -1,0 +1,159 @@
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+
+#include "array.h"
+#include "centermask/deform_conv2d.h"
+#include "register.h"
+
+namespace centermask::python {
+
+namespace {
+
+constexpr const char* kOp = "deform_conv2d";
+
+using Pair = std::array<std::int64_t, 2>;
+
+DeformConv2dParams make_params(const Pair& stride, const Pair& padding, const Pair& dilation, std::int64_t groups,
+                               bool relu) {
+  DeformConv2dParams params;
+  for (int i = 0; i < 2; ++i) {
+    params.stride[i] = stride[static_cast<std::size_t>(i)];
+    params.padding[i] = padding[static_cast<std::size_t>(i)];
+    params.dilation[i] = dilation[static_cast<std::size_t>(i)];
+  }
+  params.groups = groups;
+  params.activation = relu ? Activation::kRelu : Activation::kNone;
+  return params;
+}
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+Memory allocate(std::size_t bytes) {
+  void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  if (memory == nullptr) throw std::bad_alloc();
+  return Memory(memory);
+}
+
+py::array output_array(const DeformConv2dShape& s) {
+  return new_array(s.dtype, {s.batch, s.out_channels, s.out_height, s.out_width});
+}
+
+py::array forward(const py::object& x, const py::object& weight, const py::object& offset, const py::object& mask,
+                  const py::object& bias, const Pair& stride, const Pair& padding, const Pair& dilation,
+                  std::int64_t groups, bool relu, int threads) {
+  const TensorView x_view = view_of(x, kOp, "x"), weight_view = view_of(weight, kOp, "weight");
+  const TensorView offset_view = view_of(offset, kOp, "offset"), mask_view = view_of(mask, kOp, "mask", true);
+  const TensorView bias_view = view_of(bias, kOp, "bias", true);
+  const DeformConv2dParams params = make_params(stride, padding, dilation, groups, relu);
+  const DeformConv2dShape shape = deform_conv2d_shape(x_view, weight_view, offset_view, mask_view, bias_view, params);
+  py::array output = output_array(shape);
+  const TensorView output_view = view_of(output, kOp, "output");
+  {
+    py::gil_scoped_release release;
+    const ParallelFor parallel_for = threads_of(threads);
+    const std::size_t bytes = deform_conv2d_workspace_cpu(shape, parallel_for.threads, false);
+    const Memory memory = allocate(bytes);
+    deform_conv2d_cpu(x_view, weight_view, nullptr, offset_view, mask_view, bias_view, params, {memory.get(), bytes},
+                      output_view, parallel_for);
+  }
+  return output;
+}
+
+py::tuple backward(const py::object& grad_output, const py::object& x, const py::object& weight,
+                   const py::object& offset, const py::object& mask, const Pair& stride, const Pair& padding,
+                   const Pair& dilation, std::int64_t groups, const std::array<bool, 5>& needs, int threads) {
+  const TensorView grad_view = view_of(grad_output, kOp, "grad_output");
+  const TensorView x_view = view_of(x, kOp, "x"), weight_view = view_of(weight, kOp, "weight");
+  const TensorView offset_view = view_of(offset, kOp, "offset"), mask_view = view_of(mask, kOp, "mask", true);
+  const DeformConv2dParams params = make_params(stride, padding, dilation, groups, false);
+  const DeformConv2dShape shape = deform_conv2d_shape(x_view, weight_view, offset_view, mask_view, {}, params);
+  DeformConv2dGradients gradients;
+  py::object arrays[5] = {py::none(), py::none(), py::none(), py::none(), py::none()};
+  const auto make = [&](std::size_t i, DType dtype, const std::vector<std::int64_t>& extents, TensorView& view) {
+    if (!needs[i]) return;
+    arrays[i] = new_array(dtype, extents);
+    view = view_of(arrays[i], kOp, "gradient");
+  };
+  const auto extents = [](const TensorView& view) {
+    return std::vector<std::int64_t>(view.shape, view.shape + view.rank);
+  };
+  make(0, shape.dtype, extents(x_view), gradients.x);
+  make(1, shape.dtype, extents(weight_view), gradients.weight);
+  make(2, offset_view.dtype, extents(offset_view), gradients.offset);
+  if (mask_view.present()) make(3, mask_view.dtype, extents(mask_view), gradients.mask);
+  make(4, shape.dtype, {shape.out_channels}, gradients.bias);
+  {
+    py::gil_scoped_release release;
+    const ParallelFor parallel_for = threads_of(threads);
+    const std::size_t bytes = deform_conv2d_backward_workspace_cpu(shape, parallel_for.threads);
+    const Memory memory = allocate(bytes);
+    deform_conv2d_backward_cpu(grad_view, x_view, weight_view, offset_view, mask_view, params, {memory.get(), bytes},
+                               gradients, parallel_for);
+  }
+  return py::make_tuple(arrays[0], arrays[1], arrays[2], arrays[3], arrays[4]);
+}
+
+// Weights in the kernels' order, with what is needed to check and run a call.
+class PackedDeformConv2d {
+ public:
+  PackedDeformConv2d(const py::object& weight, const py::object& bias, const Pair& stride, const Pair& padding,
+                     const Pair& dilation, std::int64_t groups, bool relu, int threads)
+      : bias_(bias), params_(make_params(stride, padding, dilation, groups, relu)) {
+    const TensorView view = view_of(weight, kOp, "weight");
+    const std::size_t bytes = deform_conv2d_packed_bytes_cpu(view, params_);
+    packed_ = allocate(bytes);
+    // Only the shape is kept of the weight; a view of no memory, row-major.
+    weight_ = make_view(nullptr, view.dtype, {view.shape[0], view.shape[1], view.shape[2], view.shape[3]});
+    py::gil_scoped_release release;
+    deform_conv2d_pack_cpu(view, params_, packed_.get(), threads_of(threads));
+  }
+
+  py::array call(const py::object& x, const py::object& offset, const py::object& mask, int threads) const {
+    const TensorView x_view = view_of(x, kOp, "x"), offset_view = view_of(offset, kOp, "offset");
+    const TensorView mask_view = view_of(mask, kOp, "mask", true), bias_view = view_of(bias_, kOp, "bias", true);
+    const DeformConv2dShape shape = deform_conv2d_shape(x_view, weight_, offset_view, mask_view, bias_view, params_);
+    py::array output = output_array(shape);
+    const TensorView output_view = view_of(output, kOp, "output");
+    {
+      py::gil_scoped_release release;
+      const ParallelFor parallel_for = threads_of(threads);
+      const std::size_t bytes = deform_conv2d_workspace_cpu(shape, parallel_for.threads, true);
+      const Memory memory = allocate(bytes);
+      deform_conv2d_cpu(x_view, weight_, packed_.get(), offset_view, mask_view, bias_view, params_,
+                        {memory.get(), bytes}, output_view, parallel_for);
+    }
+    return output;
+  }
+
+ private:
+  py::object bias_;
+  DeformConv2dParams params_;
+  TensorView weight_;
+  Memory packed_;
+};
+
+}  // namespace
+
+void register_deform_conv2d(py::module_& module) {
+  using py::arg;
+  module.def("deform_conv2d", &forward, arg("x"), arg("weight"), arg("offset"), arg("mask"), arg("bias"), arg("stride"),
+             arg("padding"), arg("dilation"), arg("groups"), arg("relu"), arg("threads"));
+  module.def("deform_conv2d_backward", &backward, arg("grad_output"), arg("x"), arg("weight"), arg("offset"),
+             arg("mask"), arg("stride"), arg("padding"), arg("dilation"), arg("groups"), arg("needs"), arg("threads"));
+  py::class_<PackedDeformConv2d>(module, "PackedDeformConv2d")
+      .def(py::init<const py::object&, const py::object&, const Pair&, const Pair&, const Pair&, std::int64_t, bool,
+                    int>(),
+           arg("weight"), arg("bias"), arg("stride"), arg("padding"), arg("dilation"), arg("groups"), arg("relu"),
+           arg("threads"))
+      .def("__call__", &PackedDeformConv2d::call, arg("x"), arg("offset"), arg("mask"), arg("threads"));
+}
+
+}  // namespace centermask::python

@@ -1,0 +1,130 @@
+// Where and with what weights the taps sample. For sources compiled by centermask_isa_sources only.
+#pragma once
+
+#include <cstdint>
+
+#include "deform_conv2d/kernels.h"
+#include "simd/vector.h"
+
+namespace centermask::deform {
+namespace {
+
+// The four neighbours of each sample of one tap at `capacity` positions. Neighbours outside the image are the zero
+// pixel, index 0; pixel (y, x) has index 1 + y*W + x. Held as arrays so that computing them vectorises.
+template <class T>
+struct Corners {
+  std::int32_t* index[4];  // top left, top right, bottom left, bottom right
+  T* weight[4];            // bilinear weight times mask
+  T* below;                // fraction of the way from top to bottom
+  T* right;                // and from left to right
+  T* mask;
+};
+
+constexpr std::int64_t kCornerArrays = 4 + 4 + 3;
+
+// Takes kCornerArrays * capacity elements of T.
+template <class T>
+Corners<T> make_corners(T* memory, std::int64_t capacity) {
+  Corners<T> corners;
+  for (int k = 0; k < 4; ++k) corners.weight[k] = memory + k * capacity;
+  corners.below = memory + 4 * capacity;
+  corners.right = memory + 5 * capacity;
+  corners.mask = memory + 6 * capacity;
+  for (int k = 0; k < 4; ++k) corners.index[k] = reinterpret_cast<std::int32_t*>(memory + (7 + k) * capacity);
+  return corners;
+}
+
+template <class T, class From>
+void read_run(const void* data, std::int64_t start, std::int64_t step, std::int64_t count, T* to) {
+  const From* from = static_cast<const From*>(data) + start;
+  if (step == 1) {
+    for (std::int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(from[i]);
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(from[i * step]);
+  }
+}
+
+// `count` values along one output row, of channel `channel` of image n.
+template <class T>
+void read_row(const TensorView& view, std::int64_t n, std::int64_t channel, std::int64_t row, std::int64_t column,
+              std::int64_t count, T* to) {
+  const std::int64_t start =
+      n * view.stride[0] + channel * view.stride[1] + row * view.stride[2] + column * view.stride[3];
+  if (view.dtype == DType::kFloat64) {
+    read_run<T, double>(view.data, start, view.stride[3], count, to);
+  } else {
+    read_run<T, float>(view.data, start, view.stride[3], count, to);
+  }
+}
+
+// The corners of tap `tap` of an offset group at the positions [first, first + count) of the batch.
+// At y = -1 exactly the sample is outside and its value 0, yet its derivative by y looks to the right, into the image
+// (likewise x): kAtEdge counts such samples as inside, for the backward pass.
+template <class T, bool kAtEdge>
+void find_corners(const DeformConv2dShape& s, const TensorView& offset, const TensorView& mask,
+                  std::int64_t offset_group, std::int64_t tap, std::int64_t first, std::int64_t count,
+                  const Corners<T>& corners) {
+  const std::int64_t taps = s.kernel_h * s.kernel_w;
+  const std::int64_t channel = offset_group * taps + tap;
+  const std::int64_t pixels = s.out_height * s.out_width;
+  T* ys = corners.below;
+  T* xs = corners.right;
+  for (std::int64_t done = 0; done < count;) {
+    const std::int64_t position = first + done;
+    const std::int64_t n = position / pixels, row = position % pixels / s.out_width, column = position % s.out_width;
+    std::int64_t run = s.out_width - column;
+    if (run > count - done) run = count - done;
+    read_row(offset, n, 2 * channel, row, column, run, ys + done);
+    read_row(offset, n, 2 * channel + 1, row, column, run, xs + done);
+    if (mask.rank >= 0) read_row(mask, n, channel, row, column, run, corners.mask + done);
+    const T y0 =
+        static_cast<T>(row * s.params.stride[0] - s.params.padding[0] + tap / s.kernel_w * s.params.dilation[0]);
+    const std::int32_t x0 = static_cast<std::int32_t>(column * s.params.stride[1] - s.params.padding[1] +
+                                                      tap % s.kernel_w * s.params.dilation[1]);
+    const std::int32_t step = static_cast<std::int32_t>(s.params.stride[1]);
+    for (std::int64_t i = done; i < done + run; ++i) {
+      ys[i] = y0 + ys[i];
+      xs[i] = static_cast<T>(x0 + step * static_cast<std::int32_t>(i - done)) + xs[i];
+    }
+    done += run;
+  }
+  if (mask.rank < 0) {
+    for (std::int64_t i = 0; i < count; ++i) corners.mask[i] = 1;
+  }
+
+  const T height = static_cast<T>(s.height), width = static_cast<T>(s.width);
+  const std::int32_t h = static_cast<std::int32_t>(s.height), w = static_cast<std::int32_t>(s.width);
+  for (std::int64_t i = 0; i < count; ++i) {
+    T y = ys[i], x = xs[i];
+    // False for NaN too. Bitwise operators, so that the loop has no branches.
+    const bool low_enough = static_cast<bool>(static_cast<int>(y < height) & static_cast<int>(x < width));
+    const bool high_enough = kAtEdge ? static_cast<bool>(static_cast<int>(y >= -1) & static_cast<int>(x >= -1))
+                                     : static_cast<bool>(static_cast<int>(y > -1) & static_cast<int>(x > -1));
+    const bool inside = static_cast<bool>(static_cast<int>(low_enough) & static_cast<int>(high_enough));
+    y = inside ? y : 0;
+    x = inside ? x : 0;
+    std::int32_t top = static_cast<std::int32_t>(y), left = static_cast<std::int32_t>(x);
+    top -= static_cast<T>(top) > y;
+    left -= static_cast<T>(left) > x;
+    const T below = y - static_cast<T>(top), right = x - static_cast<T>(left);
+    const std::int32_t has_top = static_cast<std::int32_t>(inside) & (top >= 0);
+    const std::int32_t has_bottom = static_cast<std::int32_t>(inside) & (top + 1 < h);
+    const std::int32_t has_left = left >= 0, has_right = left + 1 < w;
+    const std::int32_t base = 1 + top * w + left;
+    corners.index[0][i] = (has_top & has_left) ? base : 0;
+    corners.index[1][i] = (has_top & has_right) ? base + 1 : 0;
+    corners.index[2][i] = (has_bottom & has_left) ? base + w : 0;
+    corners.index[3][i] = (has_bottom & has_right) ? base + w + 1 : 0;
+    const T m = corners.mask[i];
+    const T upper = (1 - below) * m, lower = below * m;
+    corners.weight[0][i] = upper * (1 - right);
+    corners.weight[1][i] = upper * right;
+    corners.weight[2][i] = lower * (1 - right);
+    corners.weight[3][i] = lower * right;
+    corners.below[i] = below;
+    corners.right[i] = right;
+  }
+}
+
+}  // namespace
+}  // namespace centermask::deform
