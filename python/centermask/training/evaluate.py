@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from centermask.coco import evaluate_coco
-from centermask.metadata import ModelFileError
+from centermask.coco import IouType, evaluate_coco, read_results
 from centermask.predictor import Predictor, model_path
 from centermask.session import Device
 from centermask.training.coco_reader import read_json
@@ -22,63 +21,49 @@ from centermask.training.data import CocoDataset, DataError, load_datasets
 if TYPE_CHECKING:
     from centermask.nn.model import CenterMask
 
-MAX_DETECTIONS = 100
-"""Most instances for each picture that count, as in COCO."""
-
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What an evaluation found; fractions 0..1.
+    """What an evaluation found; fractions 0..1, None where the data has no object of the kind.
 
     Attributes:
-        overall: `box_ap`, `box_ap50`, ... and with masks `mask_ap`, ...; -1 where the data has no object of the kind.
-        per_class: The same for each class name.
+        values: As `evaluate_coco` gives them: `box_ap`, ..., `mask_ap`, ..., `per_class`, `images`, `max_dets`.
         latency_ms: Median time of a prediction from the array in memory; None for a result file.
-        images: Pictures that were evaluated.
-        max_dets: Most instances for each picture that count.
         notes: What was left out, in words.
     """
 
-    overall: Mapping[str, float]
-    per_class: Mapping[str, Mapping[str, float]]
+    values: Mapping[str, Any]
     latency_ms: float | None
-    images: int
-    max_dets: int = MAX_DETECTIONS
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the keys of `overall`, and `per_class`, `latency_ms`, `images`, `max_dets`."""
-        return {
-            **self.overall,
-            "per_class": {name: dict(values) for name, values in self.per_class.items()},
-            "latency_ms": self.latency_ms,
-            "images": self.images,
-            "max_dets": self.max_dets,
-        }
+        """`values` and `latency_ms`, plain."""
+        return {**self.values, "latency_ms": self.latency_ms}
 
     def table(self) -> str:
         """For people: overall figures and a line for each class."""
-        kinds = [kind for kind in ("box", "mask") if f"{kind}_ap" in self.overall]
+        kinds = [kind for kind in ("box", "mask") if f"{kind}_ap" in self.values]
         columns = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
         lines = [f"{'':<24}" + "".join(f"{column:>10}" for column in columns)]
         for kind in kinds:
-            lines.append(f"{kind:<24}" + "".join(_cell(self.overall.get(f"{kind}_{column}")) for column in columns))
+            lines.append(f"{kind:<24}" + "".join(_cell(self.values[f"{kind}_{column}"]) for column in columns))
         lines.append("")
-        lines.append(f"{'class':<24}" + "".join(f"{f'{kind} {c}':>10}" for kind in kinds for c in ("ap", "ap50")))
-        for name, values in self.per_class.items():
-            cells = (_cell(values.get(f"{kind}_{column}")) for kind in kinds for column in ("ap", "ap50"))
-            lines.append(f"{name:<24.24}" + "".join(cells))
+        headings = "".join(f"{f'{kind} {column}':>10}" for kind in kinds for column in ("ap", "ap50"))
+        lines.append(f"{'class':<24}{headings}{'instances':>11}")
+        for name, values in self.values["per_class"].items():
+            cells = "".join(_cell(values[f"{kind}_{column}"]) for kind in kinds for column in ("ap", "ap50"))
+            lines.append(f"{name:<24.24}{cells}{values['instances']:>11}")
         lines.append("")
         latency = "" if self.latency_ms is None else f", {self.latency_ms:.1f} ms each (median)"
-        lines.append(f"{self.images} pictures{latency}, at most {self.max_dets} instances each")
+        lines.append(f"{self.values['images']} pictures{latency}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
 def _cell(value: float | None) -> str:
-    return f"{'-':>10}" if value is None or value < 0 else f"{value:>10.4f}"
+    return f"{'-':>10}" if value is None else f"{value:>10.4f}"
 
 
 def evaluate(predictor: Predictor, dataset: CocoDataset, *, progress: bool = False) -> tuple[Figures, list[str]]:
@@ -115,34 +100,26 @@ def evaluate(predictor: Predictor, dataset: CocoDataset, *, progress: bool = Fal
         seconds.append(predictor.timing.total)
         done.add(record.image_id)
         labels = to_data[found.labels]
-        wanted = (labels >= 0) & record.known_classes[labels]
-        found = found[np.flatnonzero(wanted)[:MAX_DETECTIONS]]
-        for row, label in zip(found.to_coco(record.image_id), labels[wanted][:MAX_DETECTIONS], strict=True):
+        known = np.flatnonzero(labels >= 0)
+        for row, label in zip(found[known].to_coco(record.image_id), labels[known], strict=True):
             results.append({**row, "category_id": dataset.category_ids[label]})
         if progress and (number % 10 == 9 or number + 1 == len(dataset)):
             print(f"\r{number + 1} of {len(dataset)} pictures", end="", file=sys.stderr, flush=True)
     if progress:
         print(file=sys.stderr)
-    kinds = ("bbox",) if predictor.info.mask_head == "none" else ("bbox", "segm")
-    latency = 1e3 * median(seconds) if seconds else None
-    return _figures(dataset, results, kinds, latency, done), failures
+    kinds: tuple[IouType, ...] = ("bbox",) if predictor.info.mask_head == "none" else ("bbox", "segm")
+    return Figures(_compare(dataset, results, kinds, done), 1e3 * median(seconds) if seconds else None), failures
 
 
-def _figures(
-    dataset: CocoDataset, results: list[dict[str, Any]], kinds: Sequence[str], latency: float | None, images: set[int]
-) -> Figures:
+def _compare(
+    dataset: CocoDataset, results: list[dict[str, Any]], kinds: Sequence[IouType], images: set[int]
+) -> dict[str, Any]:
     truth = dataset.ground_truth()
     truth["images"] = [row for row in truth["images"] if row["id"] in images]
     truth["annotations"] = [row for row in truth["annotations"] if row["image_id"] in images]
-    overall: dict[str, float] = {}
-    per_class: dict[str, dict[str, float]] = {name: {} for name in dataset.class_names}
-    for kind in kinds:
-        scores = evaluate_coco(truth, results, kind, max_detections=MAX_DETECTIONS)
-        prefix = "box" if kind == "bbox" else "mask"
-        overall |= {f"{prefix}_{key}": value for key, value in scores.overall.items()}
-        for name, values in scores.per_class.items():
-            per_class[name] |= {f"{prefix}_{key}": value for key, value in values.items()}
-    return Figures(overall, per_class, latency, len(images))
+    ids = np.array(dataset.category_ids)
+    labelled = {record.image_id: set(ids[record.known_classes].tolist()) for record in dataset.records}
+    return evaluate_coco(truth, results, iou_types=kinds, known_categories=labelled)
 
 
 def evaluate_model(model: CenterMask, dataset: CocoDataset) -> dict[str, Any]:
@@ -194,7 +171,7 @@ def evaluate_file(
         print(f"error: {failure}", file=sys.stderr)
     if failures:
         notes.append(f"{len(failures)} pictures could not be read and do not count")
-    return Figures(figures.overall, figures.per_class, figures.latency_ms, figures.images, notes=tuple(notes)), failures
+    return Figures(figures.values, figures.latency_ms, tuple(notes)), failures
 
 
 def _load(model: str, device: Device, threads: int | None) -> Predictor:
@@ -213,31 +190,22 @@ def _load(model: str, device: Device, threads: int | None) -> Predictor:
 
 
 def _evaluate_results(path: Path, dataset: CocoDataset) -> Figures:
-    """A COCO result file: a list of results, or a document with `images`, `categories` and scored `annotations`, whose
-    pictures are then matched by file name and whose classes by name."""
-    try:
-        document = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelFileError(f"{path}: not JSON ({error})") from None
+    """A COCO result file: a list of results, or a document as `centermask predict --coco` writes it."""
     notes: list[str] = []
-    rows = document
-    if isinstance(document, dict):
-        rows = _matched_by_name(path, document, dataset, notes)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ModelFileError(f"{path}: a COCO result file is a list of results, or has 'images' and 'annotations'")
-    for number, row in enumerate(rows):
-        missing = [key for key in ("image_id", "category_id", "score") if key not in row]
-        if missing or not ("bbox" in row or "segmentation" in row):
-            raise ModelFileError(f"{path}: result {number} lacks {', '.join(missing) or 'bbox or segmentation'}")
+    try:
+        document = json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    rows = _matched_by_name(path, document, dataset, notes) if isinstance(document, dict) else read_results(path)
     images, categories = {record.image_id for record in dataset.records}, set(dataset.category_ids)
     kept = [row for row in rows if row["image_id"] in images and row["category_id"] in categories]
     if len(kept) < len(rows):
         notes.append(f"{len(rows) - len(kept)} of {len(rows)} results are of pictures or classes that the data lacks")
     if rows and not kept:
-        raise ModelFileError(f"{path}: no result is of a picture and class of this data set")
-    kinds = [kind for kind, key in (("bbox", "bbox"), ("segm", "segmentation")) if all(key in row for row in kept)]
-    figures = _figures(dataset, kept, kinds, None, images)
-    return Figures(figures.overall, figures.per_class, None, figures.images, notes=tuple(notes))
+        raise ValueError(f"{path}: no result is of a picture and a class of this data set")
+    keys: tuple[tuple[IouType, str], ...] = (("bbox", "bbox"), ("segm", "segmentation"))
+    kinds = [kind for kind, key in keys if all(key in row for row in kept)]
+    return Figures(_compare(dataset, kept, kinds, images), None, tuple(notes))
 
 
 def _matched_by_name(
@@ -248,7 +216,7 @@ def _matched_by_name(
         files = {row["id"]: Path(row["file_name"]).name for row in document["images"]}
         annotations = document["annotations"]
     except (KeyError, TypeError) as error:
-        raise ModelFileError(f"{path}: a COCO document needs images, annotations and categories ({error})") from None
+        raise ValueError(f"{path}: a COCO document needs images, annotations and categories ({error})") from None
     ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
     images = {record.path.name: record.image_id for record in dataset.records}
     left_out = sorted({name for name in names.values() if name not in ids})
