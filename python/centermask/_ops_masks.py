@@ -130,8 +130,7 @@ def assemble_masks(
     if matrix.shape != (2, 3):
         raise ValueError(f"assemble_masks: image_to_input must be [2, 3], got {list(matrix.shape)}")
     height, width = image_size
-    run = _core.assemble_bitmaps if output == "bitmap" else _core.assemble_masks
-    first, second = run(
+    arguments = (
         as_array(mask_features, "assemble_masks", "mask_features"),
         as_array(mask_params, "assemble_masks", "mask_params"),
         as_array(boxes, "assemble_masks", "boxes"),
@@ -146,10 +145,11 @@ def assemble_masks(
         threads or 0,
     )
     if output == "bitmap":
-        return _bitmaps(windows=first, pixels=second)
+        return _bitmaps(*_core.assemble_bitmaps(*arguments))
+    runs, offsets = _core.assemble_masks(*arguments)
     if output == "rle":
-        return masks_of_runs(first, second, height, width)
-    return [rings_of_runs(first[begin:end], height, width) for begin, end in pairwise(second.tolist())]
+        return masks_of_runs(runs, offsets, height, width)
+    return [rings_of_runs(runs[begin:end], height, width) for begin, end in pairwise(offsets.tolist())]
 
 
 def _bitmaps(windows: NDArray[np.int64], pixels: NDArray[np.uint8]) -> list[Bitmap]:
