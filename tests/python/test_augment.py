@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 
 from centermask.training.augment import GREY, LIGHTING_VALUES, LIGHTING_VECTORS, TrainTransform
-from centermask.training.coco_reader import Annotation, Bitmap, ImageRecord
+from centermask.training.coco_masks import Bitmap
+from centermask.training.coco_reader import Annotation, ImageRecord
 from centermask.training.placing import cover, place
 from centermask.training.raster import cell_coverage, fill_rings, warp_bitmap
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -16,10 +17,11 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("pycocotools")
 
-from centermask.training.data import CocoDataset, DataError, load_datasets, repeat_factors, sample_weights
-from centermask.training.raster import fill_rings
 from coco_folders import TRIANGLE, annotation, coco_folder
 from pycocotools import mask as coco_mask
+
+from centermask.training.data import CocoDataset, DataError, load_datasets, read_image, repeat_factors, sample_weights
+from centermask.training.raster import fill_rings
 
 
 def triangle_mask():
@@ -153,8 +155,9 @@ BAD_ANNOTATIONS = {
     "box empty": (annotation(5, bbox=[5, 5, 0, 8]), "taken from the mask", "kept"),
     "box no numbers": (annotation(5, bbox=["a", 5, 0, 8]), "taken from the mask", "kept"),
     "rle size": (annotation(5, segmentation={"size": [40, 32], "counts": [1280]}), "RLE is of size", "ignore"),
-    "rle sum": (annotation(5, segmentation={"size": [32, 40], "counts": [3, 4]}), "do not add up", "ignore"),
-    "rle negative": (annotation(5, segmentation={"size": [32, 40], "counts": [1281, -1]}), "add up", "ignore"),
+    "rle sum": (annotation(5, segmentation={"size": [32, 40], "counts": [3, 4]}), "must add up to", "ignore"),
+    "rle negative": (annotation(5, segmentation={"size": [32, 40], "counts": [1281, -1]}), "RLE", "ignore"),
+    "rle short": (annotation(5, segmentation={"size": [32, 40], "counts": "11"}), "RLE", "ignore"),
     "rle long": (annotation(5, segmentation={"size": [32, 40], "counts": "ooooo2ooooo2"}), "RLE", "ignore"),
     "rle garbage": (annotation(5, segmentation={"size": [32, 40], "counts": "\u00e9\u4e2d"}), "RLE", "ignore"),
     "rle empty": (annotation(5, segmentation={"size": [32, 40], "counts": [1280]}), "empty", "ignore"),
@@ -315,7 +318,7 @@ def test_exif_rotation_follows_the_frame_that_the_json_states(tmp_path):
 def test_pictures_are_rgb_and_grey_and_alpha_are_understood(tmp_path):
     folder = coco_folder(tmp_path / "a", 4, [])
     blue = np.zeros((32, 40, 4), np.uint8)
-    blue[..., 0], blue[..., 3] = 200, 128  # BGRA
+    blue[..., 0], blue[..., 3] = 200, 255  # BGRA
     cv2.imwrite(str(folder / "images/1.png"), blue[..., :3])
     cv2.imwrite(str(folder / "images/2.png"), blue)
     cv2.imwrite(str(folder / "images/3.png"), np.full((32, 40), 77, np.uint8))
@@ -329,22 +332,33 @@ def test_pictures_are_rgb_and_grey_and_alpha_are_understood(tmp_path):
 
 
 def test_cache_and_max_side(tmp_path):
-    folder = coco_folder(tmp_path / "a", 2, [])
-    data = load_datasets([folder], "train", cache=True, max_side=20)
-    assert data.fill_cache() == 2 * 16 * 20 * 3
+    folder = coco_folder(tmp_path / "a", 3, [])
+    size = 16 * 20 * 3
+    data = load_datasets([folder], "train", cache=2 * size + 5, max_side=20)
+    assert data.fill_cache() == 2 * size
     for path in (folder / "images").iterdir():
         path.unlink()
-    assert data.image(0).shape == (16, 20, 3)
-    plain = load_datasets([coco_folder(tmp_path / "b", 1, [])], "train")
-    (tmp_path / "b/images/1.png").write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"1.png: cannot be decoded"):
-        plain.image(0)
-    cv2.imwrite(str(tmp_path / "b/images/1.png"), np.zeros((5, 6, 3), np.uint8))
-    with pytest.raises(DataError, match="expected 40x32 pixels, got 6x5"):
-        plain.image(0)
-    (tmp_path / "b/images/1.png").unlink()
-    with pytest.raises(DataError, match="cannot be read"):
-        plain.image(0)
+    assert data.image(0).shape == data.image(1).shape == (16, 20, 3)
+    with pytest.raises(DataError, match=r"3\.png: no such file"):
+        data.image(2)
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_pictures_that_break_later_are_named(tmp_path, upright):
+    data = load_datasets([coco_folder(tmp_path / "a", 1, [])], "train", cache=True)
+    record = dataclasses.replace(data.records[0], upright=upright)
+    whole = record.path.read_bytes()
+    cases = [b"", b"broken", whole[:-20] if upright else whole[:20]]
+    for content in cases:
+        record.path.write_bytes(content)
+        with pytest.raises(DataError, match=r"1\.png: "):
+            read_image(record)
+    cv2.imwrite(str(record.path), np.zeros((5, 6, 3), np.uint8))
+    with pytest.raises(DataError, match=r"1\.png: expected 40x32 pixels, got 6x5"):
+        read_image(record)
+    record.path.unlink()
+    with pytest.raises(DataError, match=r"1\.png"):
+        read_image(record)
 
 
 # ---- sampling ----------------------------------------------------------------------------------------------------

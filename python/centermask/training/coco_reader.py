@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
+
+from centermask import ops
+from centermask.training.coco_masks import BadMask, Bitmap, extent, read_rings, read_rle, ring_area
 
 EXIF_ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)
@@ -44,27 +46,6 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Bitmap:
-    """A mask cut to its bounding box, eight pixels to a byte.
-
-    Attributes:
-        x: Column of the cut's left edge in the image.
-        y: Row of its top edge.
-        width: Columns of the cut.
-        bits: uint8 [height, ceil(width / 8)] as `numpy.packbits` gives them.
-    """
-
-    x: int
-    y: int
-    width: int
-    bits: NDArray[np.uint8]
-
-    def unpack(self) -> NDArray[np.uint8]:
-        """uint8 [height, width] of 0 and 1."""
-        return np.unpackbits(self.bits, axis=1, count=self.width)
-
-
-@dataclass(frozen=True, slots=True)
 class Annotation:
     """One labelled object in its image's frame (continuous coordinates, pixel centres at half-integers).
 
@@ -85,7 +66,7 @@ class Annotation:
     area: float
     rings: tuple[NDArray[np.float64], ...]
     bitmap: Bitmap | None
-    rle: Mapping[str, Any] | None
+    rle: ops.Rle | None
     source_id: object
 
 
@@ -295,17 +276,17 @@ def _read_annotation(file: CocoFile, row: Mapping[str, Any], label: int, width: 
     crowd = bool(row.get("iscrowd", 0))
     rings: tuple[NDArray[np.float64], ...] = ()
     bitmap: Bitmap | None = None
-    rle: dict[str, Any] | None = None
+    rle: ops.Rle | None = None
     area = 0.0
     segmentation = row.get("segmentation")
     try:
         if isinstance(segmentation, dict):
-            rle, bitmap, area = _read_rle(segmentation, width, height)
+            rle, bitmap, area = read_rle(segmentation, width, height)
         else:
-            rings = _read_rings(segmentation)
+            rings = read_rings(segmentation)
             area = float(sum(ring_area(ring) for ring in rings))
-        mask_box = _extent(rings, bitmap)
-    except _BadMask as bad:
+        mask_box = extent(rings, bitmap)
+    except BadMask as bad:
         if box is None or not _touches(box, width, height):
             _annotation_problem(file, row, f"{bad}; left out")
             return None
@@ -327,10 +308,6 @@ def _read_annotation(file: CocoFile, row: Mapping[str, Any], label: int, width: 
     return Annotation(label, crowd, box, area, rings, bitmap, rle, row.get("id"))
 
 
-class _BadMask(Exception):
-    """A segmentation that cannot be used; the text says why."""
-
-
 def _read_box(value: object) -> tuple[float, float, float, float] | None:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
         return None
@@ -343,72 +320,3 @@ def _read_box(value: object) -> tuple[float, float, float, float] | None:
 def _touches(box: tuple[float, float, float, float], width: int, height: int) -> bool:
     x, y, w, h = box
     return x < width and y < height and x + w > 0 and y + h > 0
-
-
-def _read_rings(value: object) -> tuple[NDArray[np.float64], ...]:
-    if not isinstance(value, list) or not value:
-        raise _BadMask("it has no segmentation")
-    if all(isinstance(v, (int, float)) for v in value):
-        value = [value]  # one ring without its outer list, as some tools write it
-    rings = []
-    cause = "its polygons are degenerate (fewer than 3 points, or no area)"
-    for flat in value:
-        try:
-            points = np.asarray(flat, dtype=np.float64)
-        except (TypeError, ValueError):
-            cause = "its polygons hold something that is no number"
-            continue
-        if points.ndim != 1 or points.size % 2:
-            cause = "a polygon must be a flat list x, y, x, y, ..."
-            continue
-        if not np.isfinite(points).all():
-            cause = "its polygons hold NaN or infinite coordinates"
-            continue
-        ring = points.reshape(-1, 2)
-        if len(ring) >= 3 and ring_area(ring) > 0:
-            ring.flags.writeable = False
-            rings.append(ring)
-    if not rings:
-        raise _BadMask(cause)
-    return tuple(rings)
-
-
-def ring_area(ring: NDArray[np.float64]) -> float:
-    """Area inside a simple ring, float64 [n, 2], in square pixels (the shoelace formula)."""
-    # Relative to the first point: far from the origin the products would lose the area of a small ring.
-    x, y = (ring - ring[0]).T
-    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
-
-
-def _read_rle(value: Mapping[str, Any], width: int, height: int) -> tuple[dict[str, Any], Bitmap, float]:
-    size = value.get("size")
-    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
-        raise _BadMask(f"its RLE is of size {size!r:.40}, the picture is [{height}, {width}]")
-    counts = value.get("counts")
-    try:
-        if isinstance(counts, list):
-            if any(not isinstance(c, int) or c < 0 for c in counts) or sum(counts) != width * height:
-                raise _BadMask(f"its RLE counts do not add up to {width * height} pixels")
-            rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        elif isinstance(counts, (str, bytes)):
-            data = counts.encode() if isinstance(counts, str) else counts
-            rle = {"size": [height, width], "counts": data}
-        else:
-            raise _BadMask("its RLE has no counts")
-        full = coco_mask.decode(rle)
-    except (ValueError, UnicodeError, OverflowError) as error:
-        raise _BadMask(f"its RLE cannot be decoded: {error}") from error
-    rows, columns = np.flatnonzero(full.any(axis=1)), np.flatnonzero(full.any(axis=0))
-    if not len(rows):
-        raise _BadMask("its RLE is empty")
-    x, y = int(columns[0]), int(rows[0])
-    cut = full[y : rows[-1] + 1, x : columns[-1] + 1]
-    return dict(rle), Bitmap(x, y, cut.shape[1], np.packbits(cut, axis=1)), float(cut.sum())
-
-
-def _extent(rings: Sequence[NDArray[np.float64]], bitmap: Bitmap | None) -> tuple[float, float, float, float]:
-    if bitmap is not None:
-        return float(bitmap.x), float(bitmap.y), float(bitmap.width), float(len(bitmap.bits))
-    points = np.concatenate(rings)
-    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
-    return float(x0), float(y0), float(x1 - x0), float(y1 - y0)

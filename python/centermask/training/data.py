@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from centermask.preprocess import load_image
 from centermask.training.coco_reader import (
     Annotation,
     CocoFile,
@@ -36,6 +37,8 @@ __all__ = [
 
 _log = logging.getLogger("centermask.training.data")
 _PROBLEMS_SHOWN = 10
+OPENCV_SIDE = 32766
+"""Longest side that `cv2.warpAffine` takes."""
 
 
 @dataclass
@@ -49,7 +52,8 @@ class CocoDataset:
             joined sets, else 1, 2, ...
         sources: Name of each joined data set (its folder's name).
         problems: Everything that was left out or mended.
-        cache: Keep decoded pictures in memory. Worker processes that are started after `fill_cache` share it.
+        cache: Bytes of decoded pictures to keep in memory; 0 keeps none. Worker processes that are started after
+            `fill_cache` share it.
         max_side: Pictures with a longer side are shrunk to it (area average) when decoded; None keeps them whole.
     """
 
@@ -58,9 +62,10 @@ class CocoDataset:
     category_ids: tuple[int, ...]
     sources: tuple[str, ...]
     problems: tuple[Problem, ...] = ()
-    cache: bool = False
+    cache: int = 0
     max_side: int | None = None
     _images: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+    _cached: int = 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -74,23 +79,29 @@ class CocoDataset:
         if index in self._images:
             return self._images[index]
         image = read_image(self.records[index])
-        if self.max_side is not None and max(image.shape[:2]) > self.max_side:
-            factor = self.max_side / max(image.shape[:2])
+        limit = min(self.max_side or OPENCV_SIDE, OPENCV_SIDE)
+        if max(image.shape[:2]) > limit:
+            factor = limit / max(image.shape[:2])
             size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-        if self.cache:
+        if self._cached + image.nbytes <= self.cache:
             image.flags.writeable = False
             self._images[index] = image
+            self._cached += image.nbytes
         return image
 
     def fill_cache(self) -> int:
-        """Decodes every picture now. Returns the bytes that the cache holds; pictures that fail are skipped here."""
+        """Decodes pictures until the cache is full. Returns its bytes; pictures that fail are skipped here."""
         for index in range(len(self)):
+            before = self._cached
             try:
                 self.image(index)
             except DataError as error:
                 _log.warning("%s", error)
-        return sum(image.nbytes for image in self._images.values())
+                continue
+            if self._cached == before and index not in self._images:
+                break
+        return self._cached
 
     def class_counts(self) -> NDArray[np.int64]:
         """Instances of each class, int64 [C]; ignore regions do not count."""
@@ -137,7 +148,7 @@ def load_datasets(
     split: str,
     *,
     classes: Sequence[str] | None = None,
-    cache: bool = False,
+    cache: bool | int = False,
     max_side: int | None = None,
 ) -> CocoDataset:
     """Reads `<path>/<split>.json` of each path and joins them by class name.
@@ -149,7 +160,7 @@ def load_datasets(
         paths: Folders with `<split>.json` and `images/`.
         split: Name of the JSON file, such as `train`.
         classes: The wanted classes, in the order of the labels; None takes all, in order of first appearance.
-        cache: See `CocoDataset`.
+        cache: Bytes, see `CocoDataset`; True allows half of the memory that is free now.
         max_side: See `CocoDataset`.
 
     Raises:
@@ -184,9 +195,18 @@ def load_datasets(
         category_ids=_category_ids(files, names),
         sources=tuple(file.folder.resolve().name for file in files),
         problems=problems,
-        cache=cache,
+        cache=_free_memory() // 2 if cache is True else int(cache),
         max_side=max_side,
     )
+
+
+def _free_memory() -> int:
+    """Bytes that Linux could give without swapping; 4 GiB where it does not say."""
+    try:
+        rows = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(row.split()[1]) * 1024 for row in rows if row.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 4 << 30
 
 
 def _category_ids(files: Sequence[CocoFile], names: Sequence[str]) -> tuple[int, ...]:
@@ -214,14 +234,16 @@ def read_image(record: ImageRecord) -> NDArray[np.uint8]:
     Raises:
         DataError: It cannot be read or decoded, or has another size than the record says.
     """
-    flags = cv2.IMREAD_COLOR if record.upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        data = np.fromfile(record.path, dtype=np.uint8)
-        image = cv2.imdecode(data, flags) if len(data) else None
-    except (OSError, cv2.error) as error:
-        raise DataError(f"{record.path}: cannot be read: {error}") from error
-    if image is None:
-        raise DataError(f"{record.path}: cannot be decoded as a picture")
+        if record.upright:
+            image = load_image(record.path)
+        else:
+            raw = cv2.imread(str(record.path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            if raw is None:
+                raise DataError(f"{record.path}: cannot be decoded")
+            image = np.asarray(raw, dtype=np.uint8)
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, DataError) else DataError(str(error)) from error
     if image.shape[:2] != (record.height, record.width):
         raise DataError(
             f"{record.path}: expected {record.width}x{record.height} pixels, got {image.shape[1]}x{image.shape[0]}"

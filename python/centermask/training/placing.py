@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from centermask.config import STRIDE
-from centermask.training.coco_reader import Annotation, ring_area
+from centermask.training.coco_masks import ring_area
+from centermask.training.coco_reader import Annotation
 from centermask.training.raster import Window, cell_coverage, fill_rings, warp_bitmap
 
 
