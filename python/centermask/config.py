@@ -108,6 +108,8 @@ class ModelConfig:
             lateral=small,
             mask_channels={"dynamic": 8, "shape": 1, "none": 0}[mask_head],
             box_coding="exp",
+            # The lite0 weights were trained on (grey level - 127) / 128.
+            preprocess=PreprocessConfig(mean=(127.0,) * 3, std=(128.0,) * 3) if small else PreprocessConfig(),
         )
         return replace(config, **changes)
 

@@ -1,0 +1,103 @@
+"""Heads of the form 3x3 convolution -> ReLU -> 1x1 convolution, evaluated everywhere or at chosen cells only.
+
+That form, with no normalisation inside, is what makes both ways equal: a head's value at a cell depends on the 3x3
+patch around the cell and on nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def gather_patches(features: Tensor, index: Tensor) -> Tensor:
+    """3x3 patches around chosen cells, zero outside the map.
+
+    Args:
+        features: [N,F,H,W].
+        index: [N,K] int64, cell y * W + x.
+
+    Returns:
+        [N,K,F*9], channel-major (column f*9 + ky*3 + kx), as `centermask.ops.gather_patches`.
+    """
+    batch, channels, _, width = features.shape
+    padded = F.pad(features, (1, 1, 1, 1)).flatten(2)  # [N,F,(H+2)*(W+2)]
+    y = torch.div(index, width, rounding_mode="floor")
+    corner = y * (width + 2) + (index - y * width)  # top left tap of each patch in the padded map
+    step = torch.arange(3, device=index.device)
+    taps = (step[:, None] * (width + 2) + step[None, :]).reshape(-1)
+    cells = (corner[:, :, None] + taps).reshape(batch, 1, -1).expand(-1, channels, -1)  # [N,F,K*9]
+    patches = torch.gather(padded, 2, cells).reshape(batch, channels, -1, 9)
+    return patches.permute(0, 2, 1, 3).flatten(2)
+
+
+def gather_rows(features: Tensor, batch_index: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """The patches of `gather_patches` for a flat list of cells of any pictures of the batch.
+
+    Args:
+        features: [N,F,H,W].
+        batch_index: [P] int64, picture of each cell.
+        y: [P] int64, row of each cell.
+        x: [P] int64, column of each cell.
+
+    Returns:
+        [P,F*9], channel-major.
+    """
+    padded = F.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1)  # [N,H+2,W+2,F]
+    step = torch.arange(3, device=features.device)
+    rows = (y[:, None] + step)[:, :, None]  # [P,3,1]
+    columns = (x[:, None] + step)[:, None, :]  # [P,1,3]
+    patches = padded[batch_index[:, None, None], rows, columns]  # [P,3,3,F]
+    return patches.permute(0, 3, 1, 2).flatten(1)
+
+
+class Head(nn.Module):
+    """conv3x3 -> ReLU -> conv1x1.
+
+    Args:
+        in_channels: Channels of the neck.
+        hidden: Channels between the two convolutions.
+        out_channels: Values for each cell.
+        bias: Initial value of the last bias.
+        std: Standard deviation of the last weights.
+    """
+
+    def __init__(self, in_channels: int, hidden: int, out_channels: int, *, bias: float = 0.0, std: float = 0.01) -> None:
+        super().__init__()
+        self.hidden = nn.Conv2d(in_channels, hidden, 3, padding=1)
+        self.out = nn.Conv2d(hidden, out_channels, 1)
+        nn.init.kaiming_normal_(self.hidden.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.out.weight, std=std)
+        assert self.hidden.bias is not None
+        assert self.out.bias is not None
+        nn.init.zeros_(self.hidden.bias)
+        nn.init.constant_(self.out.bias, bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N,F,H,W] -> [N,out,H,W]."""
+        return self.out(torch.relu(self.hidden(features)))  # type: ignore[no-any-return]
+
+    def at(self, patches: Tensor) -> Tensor:
+        """The same values at gathered patches: [...,F*9] -> [...,out]."""
+        hidden = torch.relu(F.linear(patches, self.hidden.weight.flatten(1), self.hidden.bias))
+        return F.linear(hidden, self.out.weight.flatten(1), self.out.bias)
+
+
+class MaskFeatures(nn.Module):
+    """The dense branch that every instance's mask is made from. [N,F,H,W] -> [N,M,H,W]."""
+
+    def __init__(self, in_channels: int, hidden: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, hidden, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(hidden)
+        self.out = nn.Conv2d(hidden, out_channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.out(torch.relu(self.bn(self.conv(features))))  # type: ignore[no-any-return]
+
+
+HEATMAP_BIAS = -math.log((1 - 0.1) / 0.1)
+"""Start every cell at a score of 0.1 (-2.19, CenterNet; RetinaNet's prior)."""

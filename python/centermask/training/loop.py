@@ -1,0 +1,362 @@
+"""The training loop: Lightning Fabric for devices, precision and processes; everything else is plain to read here."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from centermask.nn.model import CenterMask
+from centermask.training.augment import TrainTransform
+from centermask.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, slim_checkpoint
+from centermask.training.data import CocoDataset, load_datasets, repeat_factors, sample_weights
+from centermask.training.loader import TrainBatch, make_loader
+from centermask.training.objective import Objective, default_model_config, first_bad_layer
+from centermask.training.settings import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS: Mapping[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+Evaluate = Callable[[CenterMask, CocoDataset], dict[str, Any]]
+
+
+def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> float:
+    """What the base learning rate is multiplied with at a step: linear warm-up, then `cosine` to 1 % or `step`."""
+    warm = min(1.0, (step + 1) / max(warmup, 1))
+    done = step / max(total, 1)
+    if schedule == "cosine":
+        return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+    return warm * (0.1 ** ((done >= 2 / 3) + (done >= 8 / 9)))
+
+
+def parameter_groups(model: CenterMask, config: TrainConfig, rate: float) -> list[dict[str, Any]]:
+    """Weights with decay; norms and biases without; each split by whether it belongs to the backbone."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (name.startswith("backbone."), parameter.ndim > 1)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": rate * (config.backbone_rate if in_backbone else 1.0),
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (in_backbone, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def freeze_backbone(model: CenterMask, stages: int) -> list[nn.Module]:
+    """Stops the gradients of the stem and of the backbone's first `stages` stages.
+
+    Returns:
+        The frozen modules; the loop keeps their norms in eval mode.
+    """
+    frozen: list[nn.Module] = []
+    if stages <= 0:
+        return frozen
+    seen = 0
+    for name, child in model.backbone.body.named_children():
+        # A stage is a Sequential in timm's models (layer1 ...); EfficientNets keep theirs in one called blocks.
+        for part in child.children() if name == "blocks" else [child]:
+            if isinstance(part, nn.Sequential):
+                seen += 1
+            if seen <= stages:
+                frozen.append(part.requires_grad_(False))
+    return frozen
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        config: Its settings.
+        evaluate: Gives AP of a model on a data set; None for no evaluation.
+
+    Raises:
+        ValueError: Data or settings do not fit.
+        FileNotFoundError: `resume` or `init_from` name no file.
+    """
+
+    def __init__(self, config: TrainConfig, evaluate: Evaluate | None = None) -> None:
+        self.config = config
+        self.evaluate = evaluate
+        self.out = Path(config.out)
+        self.fabric = lightning.Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            precision=PRECISIONS[config.precision],
+            loggers=TensorBoardLogger(self.out, name="logs", version=""),
+        )
+        self.fabric.launch()
+        if config.batch_size % self.fabric.world_size:
+            raise ValueError(f"train: batch_size {config.batch_size} does not divide among {self.fabric.world_size}")
+        torch.manual_seed(config.seed)
+
+        classes = config.classes or None
+        # Crops magnify a picture by at most 1 / scale[0]: more pixels than that are never seen.
+        max_side = math.ceil(config.size / config.scale[0])
+        folders = [Path(p) for p in config.data]
+        self.data = load_datasets(folders, "train", classes=classes, cache=config.cache, max_side=max_side)
+        if config.cache:
+            self.data.fill_cache()
+        self.val = self._load_val()
+        model_config = default_model_config(config, tuple(self.data.class_names), tuple(self.data.category_ids))
+        self.model = CenterMask(model_config, pretrained=config.pretrained and not config.init_from)
+        if config.init_from:
+            self._init_from(Path(config.init_from))
+        self.frozen = freeze_backbone(self.model, config.freeze_stages)
+        rate = config.learning_rate * config.batch_size / 16
+        optimizer = torch.optim.AdamW(parameter_groups(self.model, config, rate), lr=rate)
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.objective = Objective(self.model, config)
+        if config.compile:
+            self.objective.compile_dense()
+        self.wrapped, self.optimizer = self.fabric.setup(self.objective, optimizer)
+        self.average = self._average() if config.ema > 0 else None
+        self.loader, self.sampler = make_loader(
+            self.data,
+            TrainTransform(config.size, scale=config.scale),
+            batch_size=config.batch_size // self.fabric.world_size,
+            seed=config.seed,
+            workers=config.workers,
+            factors=self._factors(),
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+        self.steps_per_epoch = len(self.loader)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.generator = torch.Generator(self.fabric.device)
+        self.step = 0
+        self.best: dict[str, Any] = {}
+        self.saved_at = time.monotonic()
+        if config.resume:
+            self._resume()
+
+    # ---- setting up ----
+
+    def _load_val(self) -> CocoDataset | None:
+        split = self.config.val_split
+        folders = [Path(p) for p in self.config.data if split and (Path(p) / f"{split}.json").is_file()]
+        if not folders or self.evaluate is None:
+            return None
+        return load_datasets(folders, split, classes=self.data.class_names)
+
+    def _factors(self) -> Any:
+        factors = repeat_factors(self.data, self.config.repeat_threshold)
+        if self.config.data_weights:
+            weights = dict(zip(self.data.sources, self.config.data_weights, strict=True))
+            factors = factors * sample_weights(self.data, weights)
+        return factors
+
+    def _average(self) -> AveragedModel:
+        decay = self.config.ema
+
+        def ramped(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+            # Young averages forget quickly, so that the random start does not linger for thousands of steps.
+            keep = min(decay, (1 + int(count)) / (10 + int(count)))
+            return averaged * keep + current * (1 - keep)
+
+        return AveragedModel(self.model, avg_fn=ramped, use_buffers=True)
+
+    def _init_from(self, path: Path) -> None:
+        source = load_checkpoint(path).model
+        target = self.model.state_dict()
+        fitting = {k: v.to(target[k].dtype) for k, v in source.items() if k in target and v.shape == target[k].shape}
+        if not fitting:
+            raise ValueError(f"{path}: no weight fits {self.model.config.name}")
+        self.model.load_state_dict(fitting, strict=False)
+        left = sorted({k.split(".")[0] for k in target if k not in fitting})
+        logger.info("%s: %d of %d tensors taken; new in %s", path, len(fitting), len(target), left or "nothing")
+
+    # ---- state ----
+
+    def _deployed(self) -> CenterMask:
+        return self.average.module if self.average is not None else self.model  # type: ignore[return-value]
+
+    def _checkpoint(self, info: Mapping[str, Any]) -> Checkpoint:
+        weights = {k: v.detach().cpu().clone() for k, v in self._deployed().state_dict().items()}
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        training = {
+            "step": self.step,
+            "best": self.best,
+            "weights": self.model.state_dict(),
+            "averaged": int(self.average.n_averaged) if self.average is not None else 0,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()},
+        }
+        return Checkpoint(self.model.config, weights, training, dict(info))
+
+    def save(self) -> None:
+        """Writes OUT/last.pt, from which `resume` goes on."""
+        if self.fabric.is_global_zero:
+            save_checkpoint(self.out / "last.pt", self._checkpoint(self._info()))
+        self.saved_at = time.monotonic()
+
+    def _resume(self) -> None:
+        checkpoint = load_checkpoint(self.out / "last.pt")
+        state = checkpoint.training
+        if not state:
+            raise ValueError(f"{self.out / 'last.pt'} holds no state of a run to go on from")
+        if checkpoint.config != self.model.config:
+            raise ValueError(
+                f"{self.out / 'last.pt'} was written for {checkpoint.config.name} with other classes or sizes "
+                f"than the settings given now ({self.model.config.name})"
+            )
+        self.model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.module.load_state_dict(checkpoint.model)
+            self.average.n_averaged.fill_(state["averaged"])
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self.best = dict(state["best"])
+        logger.info("going on from step %d of %d", self.step, self.total_steps)
+
+    def _info(self, ap: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return {
+            "data": [Path(p).name for p in self.config.data],
+            "images": len(self.data),
+            "epochs": self.config.epochs,
+            "step": self.step,
+            "ap": dict(ap or {}),
+        }
+
+    # ---- running ----
+
+    def fit(self) -> dict[str, Any]:
+        """Trains to the end; returns the last evaluation."""
+        result: dict[str, Any] = {}
+        for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
+            self._epoch(epoch)
+            last = epoch + 1 == self.config.epochs
+            if self.val is not None and self.evaluate is not None and (last or (epoch + 1) % self.config.eval_every == 0):
+                result = self._evaluate(epoch)
+            self.save()
+        if self.fabric.is_global_zero:
+            final = slim_checkpoint(self._checkpoint(self._info(result)))
+            save_checkpoint(self.out / "final.pt", final)
+            if not (self.out / "best.pt").exists():
+                save_checkpoint(self.out / "best.pt", final)
+        return result
+
+    def _train_mode(self) -> None:
+        self.wrapped.train()
+        for module in self.frozen:
+            module.eval()
+
+    def _epoch(self, epoch: int) -> None:
+        self._train_mode()
+        done = self.step - epoch * self.steps_per_epoch
+        self.sampler.set_epoch(epoch, done * (self.config.batch_size // self.fabric.world_size))
+        bar = tqdm(
+            total=self.steps_per_epoch,
+            initial=done,
+            desc=f"epoch {epoch + 1}/{self.config.epochs}",
+            disable=not self.fabric.is_global_zero,
+            mininterval=1.0,
+        )
+        smooth: dict[str, float] = {}
+        with bar:
+            for batch in self._batches():
+                terms = self.train_step(batch)
+                for name, value in terms.items():
+                    smooth[name] = 0.95 * smooth.get(name, value) + 0.05 * value
+                bar.set_postfix({k: f"{v:.3f}" for k, v in smooth.items()}, refresh=False)
+                bar.update()
+                if self.step % 10 == 0:
+                    self.fabric.log_dict({f"train/{k}": v for k, v in terms.items()}, self.step)
+                if time.monotonic() - self.saved_at > self.config.save_minutes * 60:
+                    self.save()
+
+    def _batches(self) -> Iterator[TrainBatch]:
+        for batch in self.loader:
+            yield batch.to(self.fabric.device, non_blocking=True)
+
+    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """One step of the optimizer; the loss terms, with their `total` and the gradient's `norm`.
+
+        Raises:
+            FloatingPointError: A loss term or a gradient is not finite; it names the term, the layer and the pictures.
+        """
+        config = self.config
+        factor = learning_rate_factor(self.step, self.total_steps, config.warmup_steps, config.schedule)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        # A seed for each step and process, so that a resumed run draws the same cells.
+        self.generator.manual_seed(hash((config.seed, self.step, self.fabric.global_rank)) % 2**63)
+        count = torch.tensor(float(len(batch.labels)), device=self.fabric.device)
+        normaliser = self.fabric.all_reduce(count, reduce_op="mean")
+        terms = self.wrapped(batch, self.generator, torch.as_tensor(normaliser).clamp(min=1.0))
+        total = torch.stack(list(terms.values())).sum()
+        if not bool(total.isfinite()):
+            self._explain(terms, batch)
+        self.fabric.backward(total)
+        norm = math.nan
+        if config.clip > 0:
+            clipped = self.fabric.clip_gradients(
+                self.wrapped, self.optimizer, max_norm=config.clip, error_if_nonfinite=False
+            )
+            norm = float(clipped) if clipped is not None else math.nan
+            if config.precision != "fp16" and not math.isfinite(norm):
+                self._explain(terms, batch)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
+        values = {name: float(value.detach()) for name, value in terms.items()}
+        return {**values, "total": sum(values.values()), "norm": norm}
+
+    def _explain(self, terms: Mapping[str, Tensor], batch: TrainBatch) -> None:
+        bad = [name for name, value in terms.items() if not bool(value.isfinite())]
+        layer = first_bad_layer(self.objective, batch)
+        gradients = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+        ]
+        names = {record.image_id: str(record.path) for record in self.data.records}
+        pictures = [names.get(int(i), str(int(i))) for i in batch.image_ids]
+        raise FloatingPointError(
+            f"training broke at step {self.step}: "
+            f"loss terms not finite: {bad or 'none'}; first layer with a bad output: {layer or 'none'}; "
+            f"gradients not finite: {gradients[:3] or 'none'}; pictures: {pictures}. "
+            "A lower learning rate, a longer warm-up or clipping usually mends it; last.pt is untouched."
+        )
+
+    def _evaluate(self, epoch: int) -> dict[str, Any]:
+        assert self.val is not None
+        assert self.evaluate is not None
+        self.fabric.barrier()
+        result: dict[str, Any] = {}
+        if self.fabric.is_global_zero:
+            model = self._deployed().eval()
+            with torch.no_grad():
+                result = self.evaluate(model, self.val)
+            shown = {k: v for k, v in result.items() if isinstance(v, float)}
+            self.fabric.log_dict({f"val/{k}": v for k, v in shown.items()}, self.step)
+            logger.info("epoch %d: %s", epoch + 1, ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+            key = "mask_ap" if self.model.mask_params is not None else "box_ap"
+            reached = result.get(key) or 0.0  # None where the split has no object
+            if reached > self.best.get(key, -1.0):
+                self.best = {key: reached, "epoch": epoch + 1}
+                save_checkpoint(self.out / "best.pt", slim_checkpoint(self._checkpoint(self._info(result))))
+        self.fabric.barrier()
+        return result

@@ -1,0 +1,184 @@
+"""The model together with its losses: one module whose forward gives the loss terms of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from centermask.config import STRIDE, ModelConfig
+from centermask.nn.heads import gather_rows
+from centermask.nn.model import CenterMask, DenseOutputs, decode_size, dynamic_mask_logits, shape_mask_probability
+from centermask.training.loader import TrainBatch
+from centermask.training.losses import box_region, dice_loss, focal_loss, giou_loss
+from centermask.training.settings import TrainConfig
+from centermask.training.targets import Positives, heatmap_targets, jitter_boxes, sample_positives
+
+MASK_REGION_MARGIN = 0.25
+"""Masks are learned inside the box grown by this much: more than the Predictor's margin, so that its rim is learned."""
+
+
+def heatmap_weights(batch: TrainBatch, target: Tensor) -> Tensor:
+    """[N,C,h,w]: 0 where a picture's set does not label the class or a region is to be ignored, else 1."""
+    weight = batch.known_classes[:, :, None, None].to(target.dtype).expand(target.shape)
+    if batch.ignore.shape[0]:
+        weight = weight.clone()
+        hidden = torch.zeros_like(weight).index_put(
+            (batch.ignore_batch_index, batch.ignore_labels), (batch.ignore > 0).to(weight.dtype), accumulate=True
+        )
+        # An object's own centre counts even inside a crowd.
+        weight = torch.where((hidden > 0) & (target < 1), 0.0, weight)
+    return weight
+
+
+class Objective(nn.Module):
+    """Loss terms of a batch.
+
+    Args:
+        model: The model that learns.
+        config: Loss settings.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: CenterMask, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        preprocess = model.config.preprocess
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1), persistent=False)
+        self.dense = model.forward
+
+    def compile_dense(self) -> None:
+        """Compiles the dense part; the losses, whose shapes change with each batch, stay as they are."""
+        self.dense = torch.compile(self.model.forward, dynamic=False)
+
+    def forward(self, batch: TrainBatch, generator: torch.Generator, normaliser: Tensor) -> dict[str, Tensor]:
+        """Weighted loss terms.
+
+        Args:
+            batch: See `TrainBatch`.
+            generator: Source of randomness, on the batch's device.
+            normaliser: Number of instances that the sums are divided by (over processes: their mean).
+
+        Returns:
+            Scalars `heatmap`, `box` and, with a mask head, `mask`; their sum is to be minimised.
+        """
+        images = (batch.image.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        if self.model.config.preprocess.color == "bgr":
+            images = images.flip(1)
+        dense: DenseOutputs = self.dense(images)
+        # Losses are in float32 whatever the network ran in.
+        with torch.autocast(images.device.type, enabled=False):
+            dense = DenseOutputs(*(None if t is None else t.float() for t in dense))  # type: ignore[arg-type]
+            return self.losses(dense, batch, generator, normaliser)
+
+    def losses(
+        self, dense: DenseOutputs, batch: TrainBatch, generator: torch.Generator, normaliser: Tensor
+    ) -> dict[str, Tensor]:
+        """The terms from the dense outputs; see `forward`."""
+        config = self.config
+        shape = dense.heatmap.shape
+        height, width = shape[2:]
+        boxes = batch.boxes / STRIDE
+        target = heatmap_targets(boxes, batch.labels, batch.batch_index, (*shape,), config.radius)
+        heatmap = focal_loss(dense.heatmap, target, heatmap_weights(batch, target)) / normaliser
+
+        cells = sample_positives(boxes, batch.batch_index, height, width, config.box_samples, generator)
+        patches = gather_rows(dense.features, cells.batch_index, cells.y, cells.x)  # [P,F*9]
+        terms = {
+            "heatmap": config.heatmap_weight * heatmap,
+            "box": config.box_weight * self.box_loss(patches, cells, boxes[cells.instance]) / normaliser,
+        }
+        if dense.mask_features is not None:
+            some = min(config.mask_samples, config.box_samples)
+            keep = torch.arange(len(cells.instance), device=boxes.device).view(-1, config.box_samples)[:, :some].flatten()
+            whole = len(keep)
+            if whole > config.mask_limit:
+                # A crowd's masks would need gigabytes; a random part of them has the same mean.
+                chosen = torch.randperm(whole, generator=generator, device=keep.device)[: config.mask_limit]
+                keep = keep[chosen]
+            mask = self.mask_loss(dense.mask_features, patches, cells, keep, boxes, batch, generator)
+            scale = whole / max(len(keep), 1) / some
+            terms["mask"] = config.mask_weight * mask * scale / normaliser
+        return terms
+
+    def box_loss(self, patches: Tensor, cells: Positives, target: Tensor) -> Tensor:
+        """Sum over objects of the mean over their cells."""
+        config, model = self.config, self.model
+        if config.box_loss == "giou":
+            loss = giou_loss(model.boxes_at(patches, cells.y, cells.x), target)
+        else:
+            # CenterNet: L1 on the size (weight 0.1) and on the offset from the cell.
+            size = decode_size(model.size.at(patches), model.config.box_coding)
+            center = (target[:, :2] + target[:, 2:]) / 2
+            offset = center - torch.stack([cells.x, cells.y], dim=1).to(center.dtype)
+            loss = (
+                0.1 * F.l1_loss(size, target[:, 2:] - target[:, :2], reduction="none")
+                + F.l1_loss(model.offset.at(patches), offset, reduction="none")
+            ).sum(dim=1)
+        return loss.sum() / config.box_samples
+
+    def mask_loss(
+        self,
+        mask_features: Tensor,
+        patches: Tensor,
+        cells: Positives,
+        keep: Tensor,
+        boxes: Tensor,
+        batch: TrainBatch,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Sum of the dice losses of the cells `keep`, each inside its object's grown box."""
+        model = self.model
+        assert model.mask_params is not None
+        params = model.mask_params.at(patches[keep])
+        cells = Positives(*(t[keep] for t in cells))
+        own = boxes[cells.instance]
+        seen = jitter_boxes(own, self.config.mask_jitter, generator)
+        if model.config.mask_head == "dynamic":
+            probability = torch.sigmoid(dynamic_mask_logits(mask_features, params, seen, cells.batch_index))
+        else:
+            labels = batch.labels[cells.instance]
+            probability = shape_mask_probability(mask_features, params, seen, cells.batch_index, labels)
+        target = batch.masks[cells.instance].float() / 255
+        region = box_region(own, MASK_REGION_MARGIN, *target.shape[1:])
+        return dice_loss(probability, target, region).sum()
+
+
+def first_bad_layer(objective: Objective, batch: TrainBatch) -> str:
+    """Runs the network once more and names the first layer whose output is not finite ("" if all are)."""
+    found: list[str] = []
+
+    def watch(name: str) -> object:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            tensors = output if isinstance(output, list | tuple) else [output]
+            if not found and any(isinstance(t, Tensor) and not bool(t.isfinite().all()) for t in tensors):
+                found.append(name)
+
+        return hook
+
+    model = objective.model
+    handles = [
+        m.register_forward_hook(watch(n))  # type: ignore[arg-type]
+        for n, m in model.named_modules()
+        if not list(m.children())
+    ]
+    try:
+        with torch.no_grad():
+            images = (batch.image.permute(0, 3, 1, 2).float() - objective.mean) / objective.std
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else ""
+
+
+def default_model_config(config: TrainConfig, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> ModelConfig:
+    """The model that the settings ask for, for these classes."""
+    model = ModelConfig.from_name(config.model, class_names=class_names, category_ids=category_ids)
+    return replace(model, preprocess=replace(model.preprocess, size=config.size))

@@ -1,0 +1,74 @@
+"""Every setting of a training run, in one frozen dataclass; the command line is made from its fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Precision = Literal["32", "bf16", "fp16"]
+
+
+def option(default: Any, text: str) -> Any:
+    """A field with the sentence that `centermask train --help` shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `centermask train`; see each field's help."""
+
+    data: tuple[str, ...] = option((), "folders with train.json, val.json and images/; several are joined by class name")
+    model: str = option("lite0-dcn-dynamic", "<backbone>-<dcn|conv>-<dynamic|shape|none>")
+    out: str = option("runs/train", "folder for checkpoints and logs")
+    classes: tuple[str, ...] = option((), "class names to learn, in this order; default: all")
+    epochs: int = option(60, "passes over the data")
+    size: int = option(512, "side of the training crops in pixels, a multiple of 32; also the Predictor's longest side")
+    resume: bool = option(False, "go on from OUT/last.pt, exactly as if never stopped")
+    init_from: str = option("", "checkpoint whose weights to start from (names and shapes that fit)")
+    pretrained: bool = option(True, "start the backbone from ImageNet weights")
+    val_split: str = option("val", "split to evaluate on; '' for none")
+
+    batch_size: int = option(16, "pictures a step, over all processes")
+    learning_rate: float = option(1e-3, "at batch size 16; scaled linearly with the batch")
+    backbone_rate: float = option(0.5, "the backbone's share of the learning rate")
+    schedule: Literal["cosine", "step"] = option("cosine", "cosine to 1 %, or a tenth at 2/3 and 8/9 of the steps")
+    weight_decay: float = option(0.02, "AdamW's; not on norms and biases")
+    warmup_steps: int = option(300, "steps of linear warm-up")
+    clip: float = option(10.0, "largest gradient norm; 0 for no clipping")
+    ema: float = option(0.998, "decay of the averaged weights that are evaluated and exported; 0 for none")
+    precision: Precision = option("32", "32, bf16 or fp16 (automatic mixed precision)")
+    freeze_stages: int = option(0, "backbone stages to keep as they are, counted from the input")
+    compile: bool = option(False, "torch.compile the network")
+
+    radius: Literal["cornernet", "iou0.3"] = option("cornernet", "rule for the heatmap's Gaussian radius")
+    box_loss: Literal["giou", "l1"] = option("giou", "loss of the boxes")
+    box_samples: int = option(12, "cells an object that learn its box; 1 is CenterNet's centre only")
+    mask_samples: int = option(3, "cells an object that learn its mask")
+    mask_limit: int = option(256, "most cells a step and process that learn a mask")
+    mask_jitter: float = option(0.08, "noise on the boxes that the mask head learns with")
+    heatmap_weight: float = option(1.0, "weight of the heatmap loss")
+    box_weight: float = option(3.0, "weight of the box loss")
+    mask_weight: float = option(3.0, "weight of the mask loss")
+
+    scale: tuple[float, float] = option((0.6, 1.3), "range of the crop's side as a share of the picture's longer side")
+    data_weights: tuple[float, ...] = option((), "how often to show each data set's pictures; default: once an epoch")
+    repeat_threshold: float = option(0.0, "repeat pictures of classes rarer than this share (LVIS); 0 for off")
+    workers: int = option(2, "processes that load pictures")
+    cache: bool = option(True, "keep decoded pictures in memory where they fit")
+    seed: int = option(0, "of everything random")
+    eval_every: int = option(5, "epochs between evaluations; the last epoch is always evaluated")
+    save_minutes: float = option(10.0, "longest time between two saves of last.pt")
+    accelerator: str = option("auto", "auto, cpu or cuda")
+    devices: int = option(1, "processes on this machine; torchrun sets them by itself")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "box_samples", "mask_samples", "mask_limit", "eval_every", "devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train: {name} must be at least 1, got {getattr(self, name)}")
+        if self.size < 64 or self.size % 32:
+            raise ValueError(f"train: size must be a multiple of 32 and at least 64, got {self.size}")
+        if self.data_weights and len(self.data_weights) != len(self.data):
+            raise ValueError(f"train: data_weights needs one number for each of {len(self.data)} data sets")
+        for name in ("learning_rate", "save_minutes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train: {name} must be positive, got {getattr(self, name)}")
