@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from centermask import _core
 from centermask._ops_deform import as_pair, wants_relu
 
-_library = torch.library.Library("centermask", "FRAGMENT")
+_library: Any = torch.library.Library("centermask", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(
     "deform_conv2d(Tensor x, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, SymInt[2] stride, "
     "SymInt[2] padding, SymInt[2] dilation, SymInt groups, str? activation) -> Tensor"
@@ -113,9 +113,7 @@ def _forward_fake(
     activation: str | None,
 ) -> Tensor:
     kernel = weight.shape[2:]
-    size = [
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)
-    ]
+    size = [(x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
     return x.new_empty((x.shape[0], weight.shape[0], size[0], size[1]))
 
 
@@ -150,15 +148,25 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     if output is not None:
         grad_output = grad_output * (output > 0)
     needs = list(ctx.needs_input_grad[:5])
-    gradients = torch.ops.centermask.deform_conv2d_backward(
-        grad_output, x, weight, offset, mask, *ctx.geometry, needs
-    )
+    gradients = torch.ops.centermask.deform_conv2d_backward(grad_output, x, weight, offset, mask, *ctx.geometry, needs)
     return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 5
 
 
 torch.library.register_autograd("centermask::deform_conv2d", _backward, setup_context=_setup_context, lib=_library)
-# The places of the samples need float32, also when the layers around compute in half precision.
-torch.library.register_autocast("centermask::deform_conv2d", "cpu", torch.float32, lib=_library)
+
+
+def _autocast_cpu(*args: Any) -> Tensor:
+    # The places of the samples need float32, also when the layers around compute in half precision.
+    def cast_up(arg: Any) -> Any:
+        return arg.float() if isinstance(arg, Tensor) and arg.dtype in (torch.float16, torch.bfloat16) else arg
+
+    with torch.autocast("cpu", enabled=False):
+        result: Tensor = torch.ops.centermask.deform_conv2d(*map(cast_up, args))
+    return result
+
+
+# By hand, since torch.library.register_autocast came only with PyTorch 2.7.
+_library.impl("deform_conv2d", _autocast_cpu, "AutocastCPU")
 
 
 def deform_conv2d(
