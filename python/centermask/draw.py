@@ -114,10 +114,10 @@ def draw_instances(
     extents = instances.boxes[:, 2:] - instances.boxes[:, :2]
     back_to_front = np.argsort(-extents.prod(axis=1), kind="stable")  # small ones stay visible on top of large ones
     show_masks = masks and instances.masks is not None
-    for i in back_to_front:
-        if show_masks and instances.masks is not None:
+    if show_masks and instances.masks is not None:
+        for i in back_to_front:
             rings = [smooth_ring(ring, 1.5 * sizes.line) for ring in instances.masks[int(i)].polygons()[0]]
-            _draw_mask(canvas, rings, colors[i], opacity, sizes.line)
+            _draw_mask(image, canvas, rings, colors[i], opacity, sizes.line)
     for i in back_to_front:
         if boxes or (boxes is None and not show_masks):
             corners = np.rint((instances.boxes[i] - 0.5) * (1 << _SHIFT)).astype(np.int64).tolist()
@@ -168,9 +168,17 @@ def smooth_ring(ring: NDArray[Any], radius: float) -> NDArray[np.float64]:
 
 
 def _draw_mask(
-    canvas: NDArray[np.uint8], rings: list[NDArray[np.float64]], color: Color, opacity: float, line: int
+    image: NDArray[np.uint8],
+    canvas: NDArray[np.uint8],
+    rings: list[NDArray[np.float64]],
+    color: Color,
+    opacity: float,
+    line: int,
 ) -> None:
-    """Works on the crop that the mask touches: cost and memory follow the instance, not the picture."""
+    """Works on the crop that the mask touches: cost and memory follow the instance, not the picture.
+
+    The fill tints the picture itself, not what is drawn so far: masks on top of each other do not add up to opaque.
+    """
     if not rings:
         return
     height, width = canvas.shape[:2]
@@ -185,7 +193,7 @@ def _draw_mask(
     if opacity > 0:
         inside = np.zeros(crop.shape[:2], np.uint8)
         cv2.fillPoly(inside, fixed, 255, cv2.LINE_8, _SHIFT)  # even-odd: rings inside rings are holes
-        tinted = cv2.addWeighted(crop, 1 - opacity, np.full_like(crop, color), opacity, 0)
+        tinted = cv2.addWeighted(image[y0:y1, x0:x1], 1 - opacity, np.full_like(crop, color), opacity, 0)
         np.copyto(crop, tinted, where=inside[:, :, None] != 0)
     cv2.polylines(crop, fixed, True, color, line, cv2.LINE_AA, _SHIFT)
 
