@@ -7,6 +7,34 @@ from numpy.typing import NDArray
 
 __version__: str
 
+def assemble_bitmaps(
+    mask_features: NDArray[Any],
+    mask_params: NDArray[Any],
+    boxes: NDArray[Any],
+    labels: NDArray[Any] | None,
+    head: str,
+    height: int,
+    width: int,
+    image_to_input: list[float],
+    stride: int,
+    threshold: float,
+    box_margin: float,
+    threads: int,
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]: ...
+def assemble_masks(
+    mask_features: NDArray[Any],
+    mask_params: NDArray[Any],
+    boxes: NDArray[Any],
+    labels: NDArray[Any] | None,
+    head: str,
+    height: int,
+    width: int,
+    image_to_input: list[float],
+    stride: int,
+    threshold: float,
+    box_margin: float,
+    threads: int,
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
 def decode_centers(
     heatmap: NDArray[Any], top_k: int, score_threshold: float, threads: int
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
@@ -65,6 +93,7 @@ class PackedDeformConv2d:
         mask: NDArray[Any] | None,
         threads: int,
     ) -> NDArray[Any]: ...
+
 def preprocess(
     image: NDArray[np.uint8],
     image_to_input: list[float],

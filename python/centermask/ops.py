@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from centermask._ops_decode import Centers, decode_centers, gather_patches, preprocess
 from centermask._ops_deform import PackedDeformConv2d, deform_conv2d, deform_conv2d_backward
+from centermask._ops_masks import assemble_masks
 from centermask._ops_rle import (
     Rle,
     RleLike,
@@ -25,6 +26,7 @@ __all__ = [
     "PackedDeformConv2d",
     "Rle",
     "RleLike",
+    "assemble_masks",
     "decode_centers",
     "deform_conv2d",
     "deform_conv2d_backward",

@@ -121,16 +121,30 @@ def test_negative_zero_ties_with_zero() -> None:
     assert centers.index.tolist() == [[3, 1]]
 
 
-def test_the_threshold_is_the_logit_that_is_documented() -> None:
-    threshold = 0.3
+@pytest.mark.parametrize("threshold", [0.05, 0.1, 0.25, 0.3, 0.5, 0.7, 0.9])  # rounded to float32 up and down
+def test_the_threshold_is_the_logit_that_is_documented(threshold: float) -> None:
     logit = math.log(threshold / (1 - threshold))
-    least = np.float32(logit) if float(np.float32(logit)) >= logit else np.nextafter(np.float32(logit), np.float32(9))
-    heatmap = np.array([least, -99, np.nextafter(least, np.float32(-9))], np.float32).reshape(1, 1, 1, 3)
-    assert ops.decode_centers(heatmap, 5, threshold).index[0, :1].tolist() == [0]
-    assert ops.decode_centers(heatmap, 5, threshold).count.tolist() == [1]
+    least = np.float32(logit)
+    if float(least) < logit:
+        least = np.nextafter(least, np.float32(9))
+    below = np.nextafter(least, np.float32(-9))
+    assert float(below) < logit <= float(least)
+    centers = ops.decode_centers(np.array([least, -99, below], np.float32).reshape(1, 1, 1, 3), 5, threshold)
+    assert centers.count.tolist() == [1]
+    assert centers.index[0, 0] == 0
+
+
+def test_the_ends_of_the_threshold() -> None:
     extremes = np.array([50, -900, -800], np.float32).reshape(1, 1, 1, 3)
     assert ops.decode_centers(extremes, 5, 0.0).count.tolist() == [2]
     assert ops.decode_centers(extremes, 5, 1.0).count.tolist() == [0]
+
+
+def test_the_running_bound_lets_the_next_larger_value_in() -> None:
+    heatmap = np.full((1, 1, 64, 96), -9.0, np.float32)
+    heatmap[:, :, ::2, ::2] = 1.0
+    heatmap[0, 0, 62, 90] = np.nextafter(np.float32(1), np.float32(2))
+    assert ops.decode_centers(heatmap, 1).index.tolist() == [[62 * 96 + 90]]
 
 
 def test_any_strides() -> None:
@@ -141,7 +155,7 @@ def test_any_strides() -> None:
         base[:, ::-1, ::2, ::-1].transpose(0, 3, 1, 2),
         np.broadcast_to(base[:1, :1, :, :1].transpose(0, 3, 1, 2), (3, 2, 5, 150)),
     ]:
-        check(view, 20, 0.2)
+        check(view, 4000, 0.0)  # every peak: the few best would be peaks with any neighbours
         check(view, 20, 0.2, threads=3)
 
 

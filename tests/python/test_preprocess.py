@@ -83,6 +83,14 @@ def test_equals_the_loops(
     np.testing.assert_allclose(result, expected, rtol=0, atol=GREY_TOLERANCE / min(STD))
 
 
+def test_the_rim_fades_over_one_pixel() -> None:
+    image = np.full((1, 1, 3), 255, np.uint8)
+    for shift in np.linspace(-1.25, 1.25, 501):
+        matrix = affine(1, shift, 1, 0)
+        result = ops.preprocess(image, matrix, (1, 1), mean=(0, 0, 0), std=(1, 1, 1), threads=1)
+        np.testing.assert_allclose(result, 255 * max(0.0, 1 - abs(shift)), rtol=0, atol=GREY_TOLERANCE)
+
+
 def test_identity_is_exact() -> None:
     image = random_image(5, 7)
     result = ops.preprocess(image, affine(1, 0, 1, 0), (5, 7), mean=(0, 0, 0), std=(1, 1, 1))

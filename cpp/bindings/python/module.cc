@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, module) {
   register_deform_conv2d(module);
   register_gather(module);
   register_isa(module);
+  register_masks(module);
   register_preprocess(module);
   register_rle(module);
 }

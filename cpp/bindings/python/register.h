@@ -11,6 +11,7 @@ void register_decode(py::module_& module);
 void register_deform_conv2d(py::module_& module);
 void register_gather(py::module_& module);
 void register_isa(py::module_& module);
+void register_masks(py::module_& module);
 void register_preprocess(py::module_& module);
 void register_rle(py::module_& module);
 

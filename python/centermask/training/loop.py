@@ -354,8 +354,9 @@ class Trainer:
             self.fabric.log_dict({f"val/{k}": v for k, v in shown.items()}, self.step)
             logger.info("epoch %d: %s", epoch + 1, ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
             key = "mask_ap" if self.model.mask_params is not None else "box_ap"
-            if result.get(key, 0.0) > self.best.get(key, -1.0):
-                self.best = {key: result[key], "epoch": epoch + 1}
+            reached = result.get(key) or 0.0  # None where the split has no object
+            if reached > self.best.get(key, -1.0):
+                self.best = {key: reached, "epoch": epoch + 1}
                 save_checkpoint(self.out / "best.pt", slim_checkpoint(self._checkpoint(self._info(result))))
         self.fabric.barrier()
         return result

@@ -1,0 +1,109 @@
+#include <pybind11/stl.h>
+
+#include <array>
+#include <memory>
+#include <string>
+
+#include "array.h"
+#include "centermask/masks.h"
+#include "register.h"
+
+namespace centermask::python {
+
+namespace {
+
+constexpr const char* kOp = "assemble_masks";
+
+AssembleMasksParams params_of(const std::string& head, std::int64_t height, std::int64_t width,
+                              const std::array<double, 6>& image_to_input, std::int64_t stride, double threshold,
+                              double box_margin) {
+  AssembleMasksParams params;
+  params.head = head == "shape" ? MaskHead::kShape : MaskHead::kDynamic;
+  params.image_height = height;
+  params.image_width = width;
+  std::copy(image_to_input.begin(), image_to_input.end(), params.image_to_input);
+  params.stride = stride;
+  params.threshold = threshold;
+  params.box_margin = box_margin;
+  return params;
+}
+
+AssembleMasksInputs inputs_of(const py::array& features, const py::array& mask_params, const py::array& boxes,
+                              const py::object& labels) {
+  return {view_of(features, kOp, "mask_features"), view_of(mask_params, kOp, "mask_params"),
+          view_of(boxes, kOp, "boxes"), view_of(labels, kOp, "labels", true)};
+}
+
+// The windows' pixels, one row for each instance.
+std::vector<std::int64_t> windows_of(const AssembleMasksParams& params, const TensorView& boxes) {
+  const std::int64_t count = boxes.rank == 2 ? boxes.shape[0] : 0;
+  std::vector<std::int64_t> windows(static_cast<std::size_t>(4 * count));
+  mask_windows(params, boxes, make_view(windows.data(), DType::kInt64, {count, 4}));
+  return windows;
+}
+
+py::tuple runs(const py::array& features, const py::array& mask_params, const py::array& boxes,
+               const py::object& labels, const std::string& head, std::int64_t height, std::int64_t width,
+               const std::array<double, 6>& image_to_input, std::int64_t stride, double threshold, double box_margin,
+               int threads) {
+  const AssembleMasksParams params = params_of(head, height, width, image_to_input, stride, threshold, box_margin);
+  const AssembleMasksInputs inputs = inputs_of(features, mask_params, boxes, labels);
+  const std::int64_t count = inputs.boxes.rank == 2 ? inputs.boxes.shape[0] : 0;
+  py::array offsets = new_array(DType::kInt64, {count + 1});
+  const TensorView offsets_view = view_of(offsets, kOp, "offsets");
+  const ParallelFor parallel = threads_of(threads);
+  // Most masks have two runs in each pixel column. Where these do not suffice, they tell how many are needed.
+  std::int64_t capacity = 16 * count;
+  const std::vector<std::int64_t> windows = windows_of(params, inputs.boxes);
+  for (std::size_t i = 0; i < windows.size(); i += 4) capacity += 2 * windows[i + 2];
+  std::unique_ptr<std::uint32_t[]> values;
+  std::int64_t needed = 0;
+  {
+    py::gil_scoped_release release;
+    while (true) {
+      values.reset(new std::uint32_t[static_cast<std::size_t>(capacity)]);
+      needed = assemble_masks_cpu(params, inputs, make_view(values.get(), DType::kUInt32, {capacity}), offsets_view,
+                                  parallel);
+      if (needed <= capacity) break;
+      capacity = needed;
+    }
+  }
+  py::array result = new_array(DType::kUInt32, {needed});
+  std::copy(values.get(), values.get() + needed, static_cast<std::uint32_t*>(result.mutable_data()));
+  return py::make_tuple(result, offsets);
+}
+
+py::tuple bitmaps(const py::array& features, const py::array& mask_params, const py::array& boxes,
+                  const py::object& labels, const std::string& head, std::int64_t height, std::int64_t width,
+                  const std::array<double, 6>& image_to_input, std::int64_t stride, double threshold, double box_margin,
+                  int threads) {
+  const AssembleMasksParams params = params_of(head, height, width, image_to_input, stride, threshold, box_margin);
+  const AssembleMasksInputs inputs = inputs_of(features, mask_params, boxes, labels);
+  const std::vector<std::int64_t> windows = windows_of(params, inputs.boxes);
+  std::int64_t area = 0;
+  for (std::size_t i = 0; i < windows.size(); i += 4) area += windows[i + 2] * windows[i + 3];
+  py::array pixels = new_array(DType::kUInt8, {area});
+  const TensorView pixels_view = view_of(pixels, kOp, "bitmaps");
+  const ParallelFor parallel = threads_of(threads);
+  {
+    py::gil_scoped_release release;
+    assemble_bitmaps_cpu(params, inputs, pixels_view, parallel);
+  }
+  py::array result = new_array(DType::kInt64, {static_cast<std::int64_t>(windows.size() / 4), 4});
+  std::copy(windows.begin(), windows.end(), static_cast<std::int64_t*>(result.mutable_data()));
+  return py::make_tuple(result, pixels);
+}
+
+}  // namespace
+
+void register_masks(py::module_& module) {
+  using namespace py::literals;
+  const auto define = [&](const char* name, auto function) {
+    module.def(name, function, "mask_features"_a, "mask_params"_a, "boxes"_a, "labels"_a, "head"_a, "height"_a,
+               "width"_a, "image_to_input"_a, "stride"_a, "threshold"_a, "box_margin"_a, "threads"_a);
+  };
+  define("assemble_bitmaps", &bitmaps);
+  define("assemble_masks", &runs);
+}
+
+}  // namespace centermask::python
