@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from centermask.training.augment import TrainSample, TrainTransform
-from centermask.training.data import CocoDataset, DataError
+from centermask.training.data import CocoDataset, DataError, ImageRecord
+from centermask.training.mixing import MixOptions, Picture, mixed_sample
 
 _log = logging.getLogger("centermask.training.data")
 
@@ -96,21 +97,33 @@ def _owners(counts: Sequence[int]) -> torch.Tensor:
 class TrainDataset(Dataset[TrainSample]):
     """Augmented samples of a data set, addressed by `SampleKey`."""
 
-    def __init__(self, dataset: CocoDataset, transform: TrainTransform, seed: int) -> None:
+    def __init__(
+        self, dataset: CocoDataset, transform: TrainTransform, seed: int, mixing: MixOptions | None = None
+    ) -> None:
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
+        self.mixing = mixing
+        sources = np.array([record.source for record in dataset.records])
+        self._peers = [np.flatnonzero(sources == source) for source in range(len(dataset.sources))]
 
     def __getitem__(self, key: SampleKey) -> TrainSample:
         picture, epoch, position = key
         rng = np.random.default_rng((self.seed, epoch, position))
         record = self.dataset.records[picture]
         try:
-            return self.transform(record, self.dataset.image(picture), rng)
+            image = self.dataset.image(picture)
+            if self.mixing is None:
+                return self.transform(record, image, rng)
+            return mixed_sample(self.transform, self.mixing, (record, image), lambda: self._partner(record, rng), rng)
         except DataError as error:
             # A broken file must not end a run of hours: it becomes a black picture that teaches nothing at all.
             _log.warning("%s; the picture is left out", error)
             return empty_sample(self.transform.size, len(self.dataset.class_names), record.image_id)
+
+    def _partner(self, record: ImageRecord, rng: np.random.Generator) -> Picture:
+        other = int(rng.choice(self._peers[record.source]))
+        return self.dataset.records[other], self.dataset.image(other)
 
 
 def empty_sample(size: int, class_count: int, image_id: int) -> TrainSample:
@@ -203,6 +216,7 @@ def make_loader(
     batch_size: int,
     seed: int,
     workers: int = 0,
+    mixing: MixOptions | None = None,
     factors: NDArray[np.float64] | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -216,6 +230,7 @@ def make_loader(
         batch_size: Samples a batch in this process.
         seed: Of the run.
         workers: Worker processes; 0 works in this one. The batches are the same for any number.
+        mixing: Mosaic and copy-paste; None for neither.
         factors: See `EpochSampler`; None shows every picture once.
         rank: This process.
         world_size: Number of processes.
@@ -229,7 +244,7 @@ def make_loader(
         world_size=world_size,
     )
     loader: DataLoader[TrainBatch] = DataLoader(
-        TrainDataset(dataset, transform, seed),  # type: ignore[arg-type]
+        TrainDataset(dataset, transform, seed, mixing),  # type: ignore[arg-type]
         batch_sampler=BatchSampler(sampler, batch_size, drop_last=False),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=collate,

@@ -1,0 +1,316 @@
+"""The command `centermask`. Each subcommand imports what it needs, when it runs: prediction never loads torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from centermask import __version__
+
+if TYPE_CHECKING:
+    from centermask.predictor import Predictor
+
+EXIT_CODES = """\
+exit codes:
+  0  all went well
+  1  some inputs failed (each is named on stderr); the others were done
+  2  nothing was done: wrong usage, or a model, data set or package is missing or unusable
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments[:1] == ["train"]:  # its options are the fields of TrainConfig, known once training is imported
+            return _train(arguments[1:])
+        options = build_parser().parse_args(arguments)
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of everything but `train`."""
+    parser = argparse.ArgumentParser(
+        prog="centermask",
+        description="Instance segmentation: predict, train, evaluate, export.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"centermask {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_predict(commands)
+    commands.add_parser("train", help="train a model on COCO-style data (centermask train --help)", add_help=False)
+    _add_eval(commands)
+    _add_export(commands)
+    _add_benchmark(commands)
+    doctor = commands.add_parser("doctor", help="show what is installed and what is known to go wrong")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="find instances in pictures and videos",
+        description="Draws what the model finds. With no INPUT, on a sample photograph.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="pictures, folders, globs, videos")
+    parser.add_argument(
+        "--model", "-m", default="default", metavar="M", help=".onnx file, or an embedded model: default, nuclei"
+    )
+    parser.add_argument(
+        "--out", "-o", default="predictions", metavar="DIR", help="folder for the drawn files (default: %(default)s)"
+    )
+    parser.add_argument("--score", type=float, metavar="S", help="least score, 0..1 (default: the model's own)")
+    parser.add_argument("--max-instances", type=int, metavar="N", help="most instances in each picture")
+    _add_model_options(parser)
+    parser.add_argument("--coco", metavar="FILE", help="write all results as one COCO JSON file")
+    parser.add_argument(
+        "--save-labels",
+        choices=("coco", "yolo"),
+        help="write labels into DIR, to be corrected by hand: annotations.json (coco) or labels/*.txt (yolo)",
+    )
+    parser.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from centermask import predict_files
+
+    files, errors = predict_files.expand_inputs(options.inputs)
+    names = None
+    if not options.inputs:
+        files, names = [sample_picture()], ["sample.jpg"]
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    if not files:
+        return 2
+    predictor = _predictor(options, options.score, options.max_instances)
+    out = Path(options.out)
+    sinks: list[predict_files.CocoSink | predict_files.YoloSink] = []
+    if options.coco:
+        sinks.append(predict_files.CocoSink(Path(options.coco), predictor.info))
+    if options.save_labels == "coco":
+        sinks.append(predict_files.CocoSink(out / "annotations.json", predictor.info))
+    if options.save_labels == "yolo":
+        sinks.append(predict_files.YoloSink(out, predictor.info))
+    tally = predict_files.predict_files(predictor, files, out, sinks, names=names)
+    for sink in sinks:
+        for path in sink.close():
+            print(f"wrote {path}")
+    failed = tally.failed + len(errors)
+    if tally.pictures:
+        preprocess, network, masks = (1e3 * tally.steps / tally.pictures).tolist()
+        print(
+            f"{tally.pictures} pictures, {tally.instances} instances; {preprocess + network + masks:.1f} ms each "
+            f"(preprocess {preprocess:.1f}, network {network:.1f}, masks {masks:.1f}); "
+            f"peak memory {peak_memory() / 2**20:.0f} MiB"
+        )
+    if failed:
+        print(f"{failed} input{'s' if failed > 1 else ''} failed, named above", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _predictor(options: argparse.Namespace, score: float | None, max_instances: int | None = None) -> Predictor:
+    from centermask.predictor import Predictor
+
+    return Predictor(
+        options.model,
+        device=options.device,
+        threads=options.threads,
+        score_threshold=score,
+        max_instances=max_instances,
+    )
+
+
+def sample_picture() -> Path:
+    """The photograph that the package carries (NASA portrait of Eileen Collins, public domain)."""
+    path = Path(str(resources.files("centermask") / "models" / "sample.jpg"))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the sample photograph is not in this installation ({path}); give a picture of your own"
+        )
+    return path
+
+
+def peak_memory() -> int:
+    """Most memory that this process has held so far, in bytes."""
+    import resource  # Linux: ru_maxrss counts KiB
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _add_eval(commands: Any) -> None:
+    parser = commands.add_parser(
+        "eval",
+        help="average precision and latency of a model on labelled data",
+        description="Evaluates an .onnx file, a checkpoint (.pt) or a COCO result file (.json) on a COCO-style folder.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help=".onnx, checkpoint, COCO result .json, or an embedded model's name"
+    )
+    parser.add_argument("data", metavar="DATA", help="folder with images/ and <split>.json")
+    parser.add_argument("--split", default="val", metavar="NAME", help="reads NAME.json (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures, fractions 0..1")
+    _add_model_options(parser)
+    parser.set_defaults(run=_eval)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from centermask.files import write_atomically
+
+    try:
+        from centermask.training.evaluate import evaluate_file
+    except ModuleNotFoundError as error:
+        raise _missing("evaluation", error) from None
+    figures, failed = evaluate_file(
+        options.model, Path(options.data), options.split, device=options.device, threads=options.threads
+    )
+    print(figures.table())
+    if options.json:
+        write_atomically(options.json, (json.dumps(figures.to_json(), indent=2) + "\n").encode())
+        print(f"wrote {options.json}")
+    return 1 if failed else 0
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="turn a checkpoint into an .onnx file that Predictor runs",
+        description="Writes ONNX with decoding inside, verifies it against PyTorch, then puts it in place.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of `centermask train`, such as runs/x/best.pt")
+    parser.add_argument("output", metavar="OUT.onnx")
+    parser.add_argument(
+        "--profile",
+        choices=("standard",),
+        default="standard",
+        help="standard: operators of ONNX itself, runs in onnxruntime >= 1.25 (default, and the only one so far)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="of the stored weights; fp16 halves the file, arithmetic stays float32 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--score", type=float, default=None, metavar="S", help="threshold for showing, 0..1 (default: 0.3)"
+    )
+    parser.add_argument(
+        "--training-data", default=None, metavar="TEXT", help="what it was trained on, for the metadata"
+    )
+    parser.add_argument(
+        "--ap",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="take mask_ap, box_ap ... of an `eval --json` file",
+    )
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    try:
+        from centermask.export.onnx import export
+    except ModuleNotFoundError as error:
+        raise _missing("export", error) from None
+    average_precisions: dict[str, float] = {}
+    for entry in options.ap:
+        name, separator, file = entry.partition("=")
+        if not separator:
+            raise ValueError(f"--ap must be NAME=FILE, got {entry!r}")
+        figures = json.loads(Path(file).read_text())
+        keys = ("box_ap", "box_ap50", "mask_ap", "mask_ap50")
+        average_precisions |= {f"{name} {key}": figures[key] for key in keys if figures.get(key) is not None}
+    start = time.perf_counter()
+    report = export(
+        Path(options.checkpoint),
+        Path(options.output),
+        profile=options.profile,
+        precision=options.precision,
+        score_threshold=options.score,
+        training_data=options.training_data,
+        ap=average_precisions,
+    )
+    print(report.table())
+    size = Path(options.output).stat().st_size / 1e6
+    print(f"wrote {options.output}: {size:.1f} MB, verified, in {time.perf_counter() - start:.0f} s")
+    return 0
+
+
+def _add_benchmark(commands: Any) -> None:
+    parser = commands.add_parser("benchmark", help="how long a model takes on this machine")
+    parser.add_argument(
+        "model", nargs="?", default="default", metavar="MODEL", help=".onnx or an embedded model's name"
+    )
+    parser.add_argument("--image", metavar="FILE", help="picture to run on (default: the sample photograph)")
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="default: %(default)s")
+    _add_model_options(parser)
+    parser.set_defaults(run=_benchmark)
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from centermask.benchmark import input_size, measure
+    from centermask.preprocess import load_image
+
+    start = time.perf_counter()
+    predictor = _predictor(options, None)
+    started = time.perf_counter() - start
+    image = load_image(options.image or sample_picture())
+    figures = measure(predictor, image, options.runs)
+    height, width = input_size(predictor, image)
+    print(f"{options.model} ({predictor.info.name}), input {width}x{height}, picture {image.shape[1]}x{image.shape[0]}")
+    print(f"model loaded in {1e3 * started:.0f} ms; median of {options.runs} runs, milliseconds:")
+    for name, value in figures.items():
+        print(f"  {name:<11}{value:8.1f}")
+    print(f"peak memory {peak_memory() / 2**20:.0f} MiB")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from centermask.doctor import report
+
+    lines, warnings = report()
+    print("\n".join(lines))
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return 0
+
+
+def _train(arguments: list[str]) -> int:
+    try:
+        from centermask.train_cli import run
+    except ModuleNotFoundError as error:
+        raise _missing("training", error) from None
+    return run(arguments)
+
+
+def _missing(what: str, error: ModuleNotFoundError) -> ImportError:
+    return ImportError(f"{what} needs the package {error.name}: pip install 'centermask[train]'")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

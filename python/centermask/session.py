@@ -1,0 +1,177 @@
+"""An ONNX file of ours, run by ONNX Runtime. The only module that knows that runtime."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from centermask.metadata import ModelFileError, ModelInfo
+
+Device = Literal["auto", "cpu", "cuda"]
+
+INSTALL_ADVICE = (
+    "onnxruntime is needed to run a model. Install one of:\n"
+    "  pip install 'centermask[cpu]'    (onnxruntime, for the CPU)\n"
+    "  pip install 'centermask[gpu]'    (onnxruntime-gpu, for NVIDIA GPUs)\n"
+    "Not both: they overwrite each other."
+)
+
+
+class NetworkOutput(NamedTuple):
+    """What a network gives for a batch of N, K rows each, ordered by score; rows after `count` are empty.
+
+    Attributes:
+        boxes: float32 `[N, K, 4]`, xyxy in input pixels, not clipped.
+        scores: float32 `[N, K]`, 0..1.
+        labels: int64 `[N, K]`, -1 in empty rows.
+        count: int64 `[N]`.
+        mask_params: float32 `[N, K, P]`; None for box-only models.
+        mask_features: float32 `[N, M, H/4, W/4]`; None for box-only models.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    count: NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    mask_params: NDArray[np.float32] | None = None
+    mask_features: NDArray[np.float32] | None = None
+
+
+class Network(Protocol):
+    """What the Predictor drives: this module's `OnnxNetwork`, or a torch model during training."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model says about itself."""
+        ...
+
+    def __call__(self, images: NDArray[np.float32]) -> NetworkOutput:
+        """Runs preprocessed pictures, float32 `[N, 3, H, W]`, H and W multiples of 32."""
+        ...
+
+
+class OnnxNetwork:
+    """A model file in ONNX Runtime.
+
+    Args:
+        path: The `.onnx` file.
+        device: `auto` takes CUDA where the installed runtime can use it and the CPU otherwise; `cuda` insists.
+        threads: Threads of the CPU provider; None leaves it to the runtime (one for each core).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ModelFileError: Not an ONNX file, not a centermask model, or one that the installed runtime cannot run.
+        ImportError: No onnxruntime is installed; the message says what to install.
+        RuntimeError: `device="cuda"` and the runtime has no working CUDA provider.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, device: Device = "auto", threads: int | None = None) -> None:
+        self.path = Path(path)
+        runtime = import_onnxruntime()
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: no such model file")
+        if self.path.stat().st_size == 0:
+            raise ModelFileError(f"{self.path}: the file is empty (0 bytes)")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # the runtime's warnings about constant folding mean nothing to users
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        providers = choose_providers(device, runtime.get_available_providers())
+        try:
+            self._session = runtime.InferenceSession(str(self.path), options, providers=providers)
+        except Exception as error:  # the runtime's exceptions share no base class of their own
+            raise ModelFileError(explain_failure(self.path, str(error), runtime.__version__)) from None
+        if device == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
+            raise RuntimeError(
+                "device='cuda': onnxruntime could not start its CUDA provider; its own message above names the library "
+                "that is missing (often cuDNN or a CUDA runtime of another major version)"
+            )
+        self._info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(self.path))
+        self._outputs = self._check_signature()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the file's metadata says."""
+        return self._info
+
+    @property
+    def device(self) -> str:
+        """`cuda` or `cpu`: where the session runs."""
+        return "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
+
+    def _check_signature(self) -> list[str]:
+        wanted = list(NetworkOutput._fields[: 4 if self._info.mask_head == "none" else 6])
+        inputs = [value.name for value in self._session.get_inputs()]
+        outputs = [value.name for value in self._session.get_outputs()]
+        missing = [name for name in wanted if name not in outputs]
+        if inputs != ["image"] or missing:
+            raise ModelFileError(
+                f"{self.path}: expected input 'image' and outputs {', '.join(wanted)}; "
+                f"got inputs {', '.join(inputs)} and outputs {', '.join(outputs)}"
+            )
+        return wanted
+
+    def __call__(self, images: NDArray[np.float32]) -> NetworkOutput:
+        """See `Network`."""
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.float32:
+            raise ValueError(f"images must be float32 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
+        return NetworkOutput(*self._session.run(self._outputs, {"image": images}))
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module; ImportError with install advice where there is none."""
+    try:
+        import onnxruntime  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        raise ImportError(INSTALL_ADVICE) from None
+    if not hasattr(onnxruntime, "InferenceSession"):
+        # Uninstalling one of onnxruntime and onnxruntime-gpu deletes files of the other and leaves an empty package.
+        raise ImportError(
+            "the installed onnxruntime is broken (has no InferenceSession), as happens when onnxruntime and "
+            "onnxruntime-gpu were both installed and one removed. Uninstall both, then install one again."
+        )
+    return onnxruntime
+
+
+def choose_providers(device: str, available: list[str]) -> list[str]:
+    """Execution providers for a device name, best first.
+
+    Raises:
+        ValueError: The name is unknown.
+        RuntimeError: `cuda`, and the installed runtime was built without it.
+    """
+    if device not in get_args(Device):
+        raise ValueError(f"device must be one of {', '.join(get_args(Device))}; got {device!r}")
+    has_cuda = "CUDAExecutionProvider" in available
+    if device == "cuda" and not has_cuda:
+        raise RuntimeError(
+            f"device='cuda': the installed onnxruntime has no CUDA provider (it has {', '.join(available)}); "
+            "uninstall onnxruntime, then pip install 'centermask[gpu]'"
+        )
+    return (
+        ["CUDAExecutionProvider", "CPUExecutionProvider"] if has_cuda and device != "cpu" else ["CPUExecutionProvider"]
+    )
+
+
+def explain_failure(path: Path, message: str, version: str) -> str:
+    """Turns a message of ONNX Runtime about a model that does not load into one that says what to do."""
+    parts = re.findall(r"\d+", version)[:2]
+    first_line = message.strip().splitlines()[0] if message.strip() else "no reason given"
+    if [int(part) for part in parts] < [1, 25] and ("DeformConv" in message or "opset" in message.lower()):
+        return (
+            f"{path}: needs onnxruntime >= 1.25, which brought ai.onnx DeformConv; installed is {version}. "
+            "pip install -U onnxruntime (needs Python >= 3.11)"
+        )
+    if "INVALID_PROTOBUF" in message or "Protobuf parsing failed" in message:
+        return f"{path}: not an ONNX model (cannot be parsed)"
+    return f"{path}: onnxruntime {version} cannot load it: {first_line}"

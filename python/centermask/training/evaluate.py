@@ -1,0 +1,229 @@
+"""Average precision and latency of exactly what is deployed: the Predictor's own way, with any network in it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from centermask.coco import IouType, evaluate_coco, read_results
+from centermask.predictor import Predictor, model_path
+from centermask.session import Device
+from centermask.training.coco_reader import read_json
+from centermask.training.data import CocoDataset, DataError, load_datasets
+
+if TYPE_CHECKING:
+    from centermask.nn.model import CenterMask
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What an evaluation found; fractions 0..1, None where the data has no object of the kind.
+
+    Attributes:
+        values: As `evaluate_coco` gives them: `box_ap`, ..., `mask_ap`, ..., `per_class`, `images`, `max_dets`.
+        latency_ms: Median time of a prediction from the array in memory; None for a result file.
+        notes: What was left out, in words.
+    """
+
+    values: Mapping[str, Any]
+    latency_ms: float | None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """`values` and `latency_ms`, plain."""
+        return {**self.values, "latency_ms": self.latency_ms}
+
+    def table(self) -> str:
+        """For people: overall figures and a line for each class."""
+        kinds = [kind for kind in ("box", "mask") if f"{kind}_ap" in self.values]
+        columns = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+        lines = [f"{'':<24}" + "".join(f"{column:>10}" for column in columns)]
+        for kind in kinds:
+            lines.append(f"{kind:<24}" + "".join(_cell(self.values[f"{kind}_{column}"]) for column in columns))
+        lines.append("")
+        headings = "".join(f"{f'{kind} {column}':>10}" for kind in kinds for column in ("ap", "ap50"))
+        lines.append(f"{'class':<24}{headings}{'instances':>11}")
+        for name, values in self.values["per_class"].items():
+            cells = "".join(_cell(values[f"{kind}_{column}"]) for kind in kinds for column in ("ap", "ap50"))
+            lines.append(f"{name:<24.24}{cells}{values['instances']:>11}")
+        lines.append("")
+        latency = "" if self.latency_ms is None else f", {self.latency_ms:.1f} ms each (median)"
+        lines.append(f"{self.values['images']} pictures{latency}")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return f"{'-':>10}" if value is None else f"{value:>10.4f}"
+
+
+def evaluate(predictor: Predictor, dataset: CocoDataset, *, progress: bool = False) -> tuple[Figures, list[str]]:
+    """Predicts on every picture of a data set and compares.
+
+    Classes are matched by name: what only the model knows is left out of its results, and in each picture so is what
+    that picture's own set does not label.
+
+    Args:
+        predictor: Its `score_threshold` should be 0: average precision needs the weak results too.
+        dataset: Its classes must all be known to the model.
+        progress: Show a progress line on stderr.
+
+    Returns:
+        The figures, and a message for each picture that could not be read (those count as absent).
+
+    Raises:
+        ValueError: The data set has a class that the model does not know.
+    """
+    names = predictor.info.class_names
+    unknown = [name for name in dataset.class_names if name not in names]
+    if unknown:
+        raise ValueError(f"evaluate: the model does not know the classes {unknown}; it knows {list(names)}")
+    to_data = np.array([dataset.class_names.index(name) if name in dataset.class_names else -1 for name in names])
+    results: list[dict[str, Any]] = []
+    seconds, failures, done = [], [], set()
+    for number, record in enumerate(dataset.records):
+        try:
+            image = dataset.image(number)
+        except DataError as error:
+            failures.append(str(error))
+            continue
+        found = predictor(image, color="rgb")
+        seconds.append(predictor.timing.total)
+        done.add(record.image_id)
+        labels = to_data[found.labels]
+        known = np.flatnonzero(labels >= 0)
+        for row, label in zip(found[known].to_coco(record.image_id), labels[known], strict=True):
+            results.append({**row, "category_id": dataset.category_ids[label]})
+        if progress and (number % 10 == 9 or number + 1 == len(dataset)):
+            print(f"\r{number + 1} of {len(dataset)} pictures", end="", file=sys.stderr, flush=True)
+    if progress:
+        print(file=sys.stderr)
+    kinds: tuple[IouType, ...] = ("bbox",) if predictor.info.mask_head == "none" else ("bbox", "segm")
+    return Figures(_compare(dataset, results, kinds, done), 1e3 * median(seconds) if seconds else None), failures
+
+
+def _compare(
+    dataset: CocoDataset, results: list[dict[str, Any]], kinds: Sequence[IouType], images: set[int]
+) -> dict[str, Any]:
+    truth = dataset.ground_truth()
+    truth["images"] = [row for row in truth["images"] if row["id"] in images]
+    truth["annotations"] = [row for row in truth["annotations"] if row["image_id"] in images]
+    ids = np.array(dataset.category_ids)
+    labelled = {record.image_id: set(ids[record.known_classes].tolist()) for record in dataset.records}
+    return evaluate_coco(truth, results, iou_types=kinds, known_categories=labelled)
+
+
+def evaluate_model(model: CenterMask, dataset: CocoDataset) -> dict[str, Any]:
+    """What the training loop calls: the figures of a torch model as plain values (`Figures.to_json`)."""
+    from centermask.training.torch_network import TorchNetwork
+
+    figures, _ = evaluate(Predictor(TorchNetwork(model), score_threshold=0.0), dataset)
+    return figures.to_json()
+
+
+def evaluate_file(
+    model: str, data: Path, split: str, *, device: Device = "auto", threads: int | None = None
+) -> tuple[Figures, list[str]]:
+    """Evaluates an `.onnx` file (or embedded model), a checkpoint, or a COCO result file on a COCO-style folder.
+
+    Args:
+        model: Path or embedded name.
+        data: Folder with `<split>.json` and `images/`.
+        split: Name of the JSON file.
+        device: For models.
+        threads: For models; None takes all cores.
+
+    Returns:
+        The figures, and a message for each picture that could not be read (also printed on stderr).
+
+    Raises:
+        ValueError: Model and data have no class in common, or a file is not what it should be.
+    """
+    labelled = list(dict.fromkeys(read_json(data, split).categories.values()))
+    if Path(model).suffix.lower() == ".json":
+        return _evaluate_results(Path(model), load_datasets([data], split)), []
+    predictor = _load(model, device, threads)
+    common = [name for name in labelled if name in predictor.info.class_names]
+    if not common:
+        raise ValueError(
+            f"{model} knows {list(predictor.info.class_names)}, {data} labels {labelled}: no class in common"
+        )
+    dataset = load_datasets([data], split, classes=common)
+    notes = []
+    for names, other, who in (
+        (labelled, predictor.info.class_names, "data"),
+        (predictor.info.class_names, labelled, "model"),
+    ):
+        left_out = [name for name in names if name not in other]
+        if left_out:
+            notes.append(f"classes that only the {who} knows are left out: {', '.join(left_out)}")
+    figures, failures = evaluate(predictor, dataset, progress=sys.stderr.isatty())
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
+        notes.append(f"{len(failures)} pictures could not be read and do not count")
+    return Figures(figures.values, figures.latency_ms, tuple(notes)), failures
+
+
+def _load(model: str, device: Device, threads: int | None) -> Predictor:
+    if Path(model).suffix.lower() not in CHECKPOINT_SUFFIXES:
+        return Predictor(model_path(model), device=device, threads=threads, score_threshold=0.0)
+    try:
+        import torch
+
+        from centermask.training.checkpoint import load_checkpoint
+        from centermask.training.torch_network import TorchNetwork
+    except ModuleNotFoundError as error:
+        raise ImportError(f"a checkpoint needs the package {error.name}: pip install 'centermask[train]'") from None
+    network = load_checkpoint(model).build()
+    place = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    return Predictor(TorchNetwork(network, device=place, threads=threads), threads=threads, score_threshold=0.0)
+
+
+def _evaluate_results(path: Path, dataset: CocoDataset) -> Figures:
+    """A COCO result file: a list of results, or a document as `centermask predict --coco` writes it."""
+    notes: list[str] = []
+    try:
+        document = json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    rows = _matched_by_name(path, document, dataset, notes) if isinstance(document, dict) else read_results(path)
+    images, categories = {record.image_id for record in dataset.records}, set(dataset.category_ids)
+    kept = [row for row in rows if row["image_id"] in images and row["category_id"] in categories]
+    if len(kept) < len(rows):
+        notes.append(f"{len(rows) - len(kept)} of {len(rows)} results are of pictures or classes that the data lacks")
+    if rows and not kept:
+        raise ValueError(f"{path}: no result is of a picture and a class of this data set")
+    keys: tuple[tuple[IouType, str], ...] = (("bbox", "bbox"), ("segm", "segmentation"))
+    kinds = [kind for kind, key in keys if all(key in row for row in kept)]
+    return Figures(_compare(dataset, kept, kinds, images), None, tuple(notes))
+
+
+def _matched_by_name(
+    path: Path, document: dict[str, Any], dataset: CocoDataset, notes: list[str]
+) -> list[dict[str, Any]]:
+    try:
+        names = {row["id"]: row["name"] for row in document["categories"]}
+        files = {row["id"]: Path(row["file_name"]).name for row in document["images"]}
+        annotations = document["annotations"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: a COCO document needs images, annotations and categories ({error})") from None
+    ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+    images = {record.path.name: record.image_id for record in dataset.records}
+    left_out = sorted({name for name in names.values() if name not in ids})
+    if left_out:
+        notes.append(f"classes that only the results know are left out: {', '.join(left_out)}")
+    return [
+        {**row, "image_id": images[files[row["image_id"]]], "category_id": ids[names[row["category_id"]]]}
+        for row in annotations
+        if names.get(row.get("category_id")) in ids and files.get(row.get("image_id")) in images
+    ]

@@ -1,0 +1,307 @@
+"""Export: the file gives what PyTorch gives, at any size; its contract; rounding of weights; nothing half-written."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("timm")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+from onnx import helper, numpy_helper
+
+from centermask import Predictor
+from centermask.config import ModelConfig, PreprocessConfig
+from centermask.export.onnx import export, fold_batch_norms, store_weights_as_half
+from centermask.export.verify import VerifyError, compare, match
+from centermask.nn.model import CenterMask
+from centermask.session import NetworkOutput, OnnxNetwork
+from centermask.training.checkpoint import Checkpoint, save_checkpoint
+from centermask.training.torch_network import TorchNetwork
+
+NAMES = ("test_efficientnet-dcn-dynamic", "test_efficientnet-conv-shape", "test_efficientnet-conv-none")
+
+
+def build(name: str) -> CenterMask:
+    """A small model whose every parameter matters: random norms, offsets away from zero, classes above the threshold."""
+    torch.manual_seed(5)
+    config = ModelConfig.from_name(name, class_names=("cat", "dog", "cow"), category_ids=(17, 18, 21), top_k=30)
+    config = replace(config, neck_channels=(32, 24, 16), preprocess=PreprocessConfig(size=128, color="bgr"))
+    model = CenterMask(config)
+    generator = torch.Generator().manual_seed(6)
+    for module_name, module in model.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values in (module.weight, module.bias, module.running_mean, module.running_var):
+                noise = torch.rand(values.shape, generator=generator)
+                values.data.copy_(noise + 0.5 if values is not module.bias else noise - 0.5)
+        if module_name.endswith("conv_offset"):
+            module.weight.data.normal_(0, 0.02, generator=generator)
+            module.bias.data.normal_(0, 1.0, generator=generator)
+    model.heatmap.out.weight.data.normal_(0, 0.3, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    model = build(request.param)
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    report = export(model, path, score_threshold=0.25, training_data="nothing", ap={"toys mask_ap": 0.5})
+    return model, path, report
+
+
+def outputs_of(model: CenterMask, images: np.ndarray) -> NetworkOutput:
+    return TorchNetwork(model)(images)
+
+
+def test_the_report_passed_and_names_every_output(exported) -> None:
+    model, path, report = exported
+    expected = {"boxes", "scores"} | ({"mask_params", "mask_features"} if model.mask_params is not None else set())
+    assert {error.name for error in report.errors} == expected
+    assert report.passed
+    assert report.matched > 50
+    assert "instances agree" in report.table()
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (3, 3, 64, 224), (1, 3, 320, 96)])
+def test_any_batch_and_size(exported, shape: tuple[int, ...]) -> None:
+    model, path, _ = exported
+    images = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    expected, actual = outputs_of(model, images), OnnxNetwork(path, threads=1)(images)
+    report = compare([(expected, actual)], 0.05, 1e-3)  # float32 sums in another order, see verify.TOLERANCES
+    assert report.passed, report.table()
+    for name, a, b in zip(NetworkOutput._fields, expected, actual, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None:
+            assert a.shape == b.shape, name
+            assert a.dtype == b.dtype, name
+
+
+def test_rows_after_count_are_empty(exported) -> None:
+    _, path, _ = exported
+    output = OnnxNetwork(path, threads=1)(np.random.default_rng(2).normal(size=(2, 3, 32, 32)).astype(np.float32))
+    for n, count in enumerate(output.count):
+        assert (output.labels[n, :count] >= 0).all()
+        assert (output.labels[n, count:] == -1).all()
+        for values in (output.boxes, output.scores, output.mask_params):
+            if values is not None:
+                assert not values[n, count:].any()
+        assert (np.diff(output.scores[n]) <= 0).all()
+
+
+def test_the_file_follows_the_contract(exported) -> None:
+    model, path, _ = exported
+    proto = onnx.load(path)
+    assert [value.name for value in proto.graph.input] == ["image"]
+    wanted = ["boxes", "scores", "labels", "count", "mask_params", "mask_features"]
+    assert [value.name for value in proto.graph.output] == wanted[: 6 if model.mask_params is not None else 4]
+    assert {opset.domain: opset.version for opset in proto.opset_import} == {"": 20}
+    for node in proto.graph.node:
+        if node.op_type == "DeformConv":  # TensorRT: mask and bias given, pads symmetric
+            assert len(node.input) == 5
+            assert all(node.input)
+            pads = next(list(attribute.ints) for attribute in node.attribute if attribute.name == "pads")
+            assert pads[:2] == pads[2:]
+    assert ("DeformConv" in {node.op_type for node in proto.graph.node}) == ("dcn" in model.config.name)
+    assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+    # Indices beyond 2^24 are not whole numbers in float32: no division of them may go through it.
+    floors = [node for node in proto.graph.node if node.op_type == "Floor"]
+    assert not floors
+
+
+def test_metadata_says_what_the_model_is(exported) -> None:
+    model, path, _ = exported
+    info = Predictor(path).info
+    assert info.name == model.config.name
+    assert info.class_names == ("cat", "dog", "cow")
+    assert info.category_ids == (17, 18, 21)
+    assert info.preprocess == model.config.preprocess
+    assert (info.mask_head, info.top_k, info.profile) == (model.config.mask_head, 30, "standard")
+    assert (info.score_threshold, info.training_data, info.ap) == (0.25, "nothing", (("toys mask_ap", 0.5),))
+
+
+def test_predictor_gives_the_same_by_torch_and_by_onnx(exported) -> None:
+    model, path, _ = exported
+    image = np.random.default_rng(3).integers(0, 255, (150, 200, 3), np.uint8)
+    by_torch = Predictor(TorchNetwork(model), score_threshold=0.0)(image)
+    by_onnx = Predictor(path, score_threshold=0.0, threads=1)(image)
+    assert len(by_torch) == len(by_onnx) > 5
+    assert by_torch.names == by_onnx.names
+    np.testing.assert_allclose(by_torch.boxes, by_onnx.boxes, atol=0.05)
+    if by_torch.masks is None:
+        assert by_onnx.masks is None
+        return
+    a, b = by_torch.masks.bitmaps(), by_onnx.masks.bitmaps()
+    union = (a | b).sum(axis=(1, 2))
+    iou = np.where(union, (a & b).sum(axis=(1, 2)) / np.maximum(union, 1), 1)
+    assert (iou > 0.98).mean() >= 0.9  # masks of random weights are full of edges, where one pixel may tip over
+
+
+def test_precision_fp16_halves_the_file(tmp_path: Path) -> None:
+    model = build(NAMES[1])
+    export(model, tmp_path / "half.onnx", precision="fp16")
+    proto = onnx.load(tmp_path / "half.onnx")
+    floats = sum(np.prod(t.dims) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    halves = sum(np.prod(t.dims) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16)
+    assert halves > 20 * floats
+    # All arithmetic stays float32.
+    for node in proto.graph.node:
+        if node.op_type == "Cast" and any(name.endswith(".half") for name in node.input):
+            assert node.attribute[0].i == onnx.TensorProto.FLOAT
+
+
+def test_from_a_checkpoint_file(tmp_path: Path) -> None:
+    model = build(NAMES[2])
+    checkpoint = Checkpoint(model.config, model.state_dict(), {}, {"data": ["toys", "pets"]})
+    save_checkpoint(tmp_path / "a.pt", checkpoint)
+    export(tmp_path / "a.pt", tmp_path / "a.onnx")
+    info = Predictor(tmp_path / "a.onnx").info
+    assert info.training_data == "toys, pets"
+    assert info.score_threshold == 0.3
+
+
+# ---- the graph's passes, by hand ----
+
+
+def small_graph(*, bias_is_shared: bool) -> onnx.ModelProto:
+    generator = np.random.default_rng(4)
+    constants = {
+        "w": generator.normal(size=(4, 3, 3, 3)),
+        "b": generator.normal(size=4),
+        "scale": generator.normal(size=4),
+        "mean": generator.normal(size=4),
+        "var": generator.uniform(0.5, 2, 4),
+    }
+    shift = "b" if bias_is_shared else "shift"
+    if not bias_is_shared:
+        constants["shift"] = generator.normal(size=4)
+    nodes = [
+        helper.make_node(
+            "DeformConv", ["x", "w", "offset", "b", "mask"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]
+        ),
+        helper.make_node("BatchNormalization", ["y", "scale", shift, "mean", "var"], ["z"], epsilon=1e-3),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", (1, 3, 5, 6)), ("offset", (1, 18, 5, 6)), ("mask", (1, 9, 5, 6)))
+    ]
+    outputs = [helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, (1, 4, 5, 6))]
+    initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+@pytest.mark.parametrize("bias_is_shared", [False, True])
+def test_folding_a_norm_into_a_deformable_convolution(bias_is_shared: bool) -> None:
+    import onnxruntime
+
+    model = small_graph(bias_is_shared=bias_is_shared)
+    generator = np.random.default_rng(5)
+    feeds = {
+        v.name: generator.normal(size=[d.dim_value for d in v.type.tensor_type.shape.dim]).astype(np.float32)
+        for v in model.graph.input
+    }
+
+    def run() -> np.ndarray:
+        return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, feeds
+        )[0]
+
+    before = run()
+    assert fold_batch_norms(model.graph) == 1
+    assert [node.op_type for node in model.graph.node] == ["DeformConv"]
+    assert len(model.graph.initializer) == 2
+    onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_allclose(run(), before, atol=1e-5)  # float32 rounding of sums of 27 terms
+
+
+def test_weights_that_do_not_fit_float16_are_refused() -> None:
+    model = small_graph(bias_is_shared=False)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((4, 3, 3, 3), 1e6, np.float32), "w"))
+    with pytest.raises(ValueError, match=re.escape("w does not fit float16: its largest is 1000000.0")):
+        store_weights_as_half(model.graph, smallest=1)
+
+
+# ---- verification ----
+
+
+def output_of(boxes: list[list[float]], scores: list[float], labels: list[int], top_k: int = 4) -> NetworkOutput:
+    n, empty = len(boxes), top_k - len(boxes)
+    return NetworkOutput(
+        np.array([boxes + [[0.0] * 4] * empty], np.float32),
+        np.array([scores + [0.0] * empty], np.float32),
+        np.array([labels + [-1] * empty]),
+        np.array([n]),
+    )
+
+
+A, B, C = [0.0, 0, 10, 10], [20.0, 20, 40, 40], [60.0, 0, 70, 30]
+
+
+def test_matching_survives_exchanged_rows() -> None:
+    rows, columns, lonely = match(output_of([A, B], [0.5, 0.5], [0, 0]), output_of([B, A], [0.5, 0.5], [0, 0]), 0, 0.05)
+    assert (rows, columns, lonely) == ([0, 1], [1, 0], 0)
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "unexplained"),
+    [
+        (output_of([A, B], [0.9, 0.5], [0, 0]), output_of([A], [0.9], [0]), 1),
+        (output_of([A, B], [0.9, 0.0502], [0, 0]), output_of([A], [0.9], [0]), 0),  # at the threshold
+        (output_of([A, B], [0.9, 0.5], [0, 1]), output_of([A, B], [0.9, 0.5], [0, 2]), 2),  # another class
+        (output_of([A, B], [0.9, 0.5], [0, 0], 2), output_of([A, C], [0.9, 0.5], [0, 0], 2), 0),  # last of the top K
+    ],
+)
+def test_what_one_side_alone_found(expected: NetworkOutput, actual: NetworkOutput, unexplained: int) -> None:
+    assert match(expected, actual, 0, 0.05)[2] == unexplained
+
+
+def test_verification_fails_on_wrong_values_and_on_nan() -> None:
+    expected = output_of([A, B], [0.9, 0.5], [0, 0])
+    assert compare([(expected, expected)], 0.05, 1e-3).passed
+    assert not compare([(expected, output_of([A, B], [0.9, 0.51], [0, 0]))], 0.05, 1e-3).passed
+    nothing = output_of([], [], [])
+    assert not compare([(nothing, nothing)], 0.05, 1e-3).passed  # no instance: nothing was verified
+    assert not compare([(expected, output_of([A, B], [0.9, float("nan")], [0, 0]))], 0.05, 1e-3).passed
+
+
+def test_a_file_that_differs_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise VerifyError("differs")
+
+    monkeypatch.setattr("centermask.export.onnx.verify", refuse)
+    monkeypatch.setattr("centermask.export.onnx.to_onnx", lambda *_: small_graph(bias_is_shared=False))
+    (tmp_path / "model.onnx").write_text("the old one")
+    with pytest.raises(VerifyError):
+        export(build(NAMES[2]), tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_text() == "the old one"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"profile": "fused"}, "profile must be standard, got 'fused'"),
+        ({"precision": "int8"}, "precision must be fp32 or fp16, got 'int8'"),
+        ({"score_threshold": 2.0}, "score_threshold must be in 0..1, got 2.0"),
+    ],
+)
+def test_wrong_settings(tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        export(tmp_path / "none.pt", tmp_path / "out.onnx", **settings)
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        export(tmp_path / "none.pt", tmp_path / "out.onnx")
+    (tmp_path / "bad.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=re.escape("bad.pt")):
+        export(tmp_path / "bad.pt", tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
