@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from itertools import pairwise
 from typing import Any, Literal, overload
 
@@ -129,7 +130,7 @@ def assemble_masks(
     matrix = np.eye(2, 3) if image_to_input is None else np.asarray(image_to_input, np.float64)
     if matrix.shape != (2, 3):
         raise ValueError(f"assemble_masks: image_to_input must be [2, 3], got {list(matrix.shape)}")
-    height, width = image_size
+    height, width = (operator.index(size) for size in image_size)
     arguments = (
         as_array(mask_features, "assemble_masks", "mask_features"),
         as_array(mask_params, "assemble_masks", "mask_params"),

@@ -289,7 +289,8 @@ def test_categories_without_name_or_named_twice(tmp_path):
 # ---- pictures ----------------------------------------------------------------------------------------------------
 
 
-def test_exif_rotation_follows_the_frame_that_the_json_states(tmp_path):
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_exif_rotation_follows_the_frame_that_the_json_states(tmp_path, kind):
     from PIL import Image
 
     (tmp_path / "images").mkdir()
@@ -298,10 +299,10 @@ def test_exif_rotation_follows_the_frame_that_the_json_states(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise: 24 wide, 48 high, red at the top
     for name in ("upright", "raw", "wrong"):
-        Image.fromarray(raw).save(tmp_path / "images" / f"{name}.jpg", quality=95, exif=exif)
+        Image.fromarray(raw).save(tmp_path / "images" / f"{name}.{kind}", quality=95, exif=exif)
     sizes = {"upright": (24, 48), "raw": (48, 24), "wrong": (48, 25)}
     images = [
-        {"id": i, "file_name": f"{n}.jpg", "width": w, "height": h} for i, (n, (w, h)) in enumerate(sizes.items())
+        {"id": i, "file_name": f"{n}.{kind}", "width": w, "height": h} for i, (n, (w, h)) in enumerate(sizes.items())
     ]
     content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "x"}]}
     (tmp_path / "train.json").write_text(json.dumps(content))

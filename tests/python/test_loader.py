@@ -61,6 +61,13 @@ def test_epochs_and_seeds_differ_and_repeat(data):
     assert not torch.equal(epoch_of(data, 0)[0].image, epoch_of(data, 0, seed=4)[0].image)
 
 
+def test_a_picture_that_is_shown_again_looks_different(data):
+    dataset = make_loader(data, TrainTransform(64), batch_size=2, seed=0)[0].dataset
+    first, later, again = (dataset[SampleKey(3, 0, position)] for position in (1, 5, 1))
+    np.testing.assert_array_equal(first.image, again.image)
+    assert not np.array_equal(first.image, later.image)
+
+
 def test_persistent_workers_follow_the_epoch(data):
     loader, sampler = make_loader(data, TrainTransform(64), batch_size=2, seed=3, workers=1)
     for epoch, start in ((0, 0), (1, 4), (0, 0)):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -390,6 +393,38 @@ def test_errors(change: dict[str, Any], error: type[Exception], message: str, ou
     ops.assemble_masks(**arguments)
     with pytest.raises(error, match=message):
         ops.assemble_masks(**(arguments | change))
+
+
+def test_image_size_of_numpy_integers_gives_plain_ones() -> None:
+    features, params, boxes = make_case(np.random.default_rng(13), "dynamic", 1, 4, 4)
+    mask = ops.assemble_masks(features, params, boxes, image_size=tuple(np.array([16, 17])))[0]
+    assert json.loads(json.dumps(mask["size"])) == [16, 17]
+    with pytest.raises(TypeError, match="float"):
+        ops.assemble_masks(features, params, boxes, image_size=(16.5, 17))
+
+
+MEMORY = """
+import resource
+import numpy as np
+from centermask import ops
+rng = np.random.default_rng(0)
+features = rng.normal(0, 1, (8, 96, 128)).astype(np.float32)
+params = rng.normal(0, 0.4, (300, 169)).astype(np.float32)
+centre, size = rng.uniform(0, 512, (300, 2)), rng.uniform(40, 300, (300, 2))
+boxes = np.concatenate([centre - size / 2, centre + size / 2], 1).astype(np.float32)
+matrix = [[512 / 4000, 0, 0], [0, 512 / 4000, 0]]
+ops.assemble_masks(features, params[:1], boxes[:1], image_size=(8, 8))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+masks = ops.assemble_masks(features, params, boxes, image_size=(3000, 4000), image_to_input=matrix)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, ops.rle_area(masks).sum())
+"""
+
+
+def test_memory_is_bounded_on_large_images() -> None:
+    result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    kilobytes, area = map(int, result.stdout.split())
+    assert area > 10_000_000
+    assert kilobytes < 64_000  # the bitmaps of all images would take 3.6 GB
 
 
 def test_missing_labels() -> None:

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -31,16 +32,40 @@ DeformConv2dParams make_params(const Pair& stride, const Pair& padding, const Pa
   return params;
 }
 
+// Memory for a call. The last piece of up to 64 MB is kept for the next call, since getting fresh pages from the system
+// can cost as much as a small convolution. Lock-free, so that it works after fork() whatever other threads did.
+class Memory {
+ public:
+  explicit Memory(std::size_t bytes) : memory_(kept().exchange(nullptr)), bytes_(bytes) {
+    if (memory_ != nullptr && *static_cast<std::size_t*>(memory_) >= bytes + kHeader) return;
+    std::free(memory_);
+    const std::size_t size = (bytes + kHeader + 4095) / 4096 * 4096;
+    memory_ = std::aligned_alloc(4096, size);
+    if (memory_ == nullptr) throw std::bad_alloc();
+    *static_cast<std::size_t*>(memory_) = size;
+  }
+  ~Memory() {
+    if (*static_cast<std::size_t*>(memory_) <= std::size_t{64} << 20) memory_ = kept().exchange(memory_);
+    std::free(memory_);
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  Workspace workspace() const { return {static_cast<char*>(memory_) + kHeader, bytes_}; }
+
+ private:
+  static constexpr std::size_t kHeader = 64;  // holds the size; a cache line, to keep the alignment
+  static std::atomic<void*>& kept() {
+    static std::atomic<void*> memory{nullptr};
+    return memory;
+  }
+  void* memory_;
+  std::size_t bytes_;
+};
+
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
-using Memory = std::unique_ptr<void, Free>;
-
-Memory allocate(std::size_t bytes) {
-  void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-  if (memory == nullptr) throw std::bad_alloc();
-  return Memory(memory);
-}
 
 py::array output_array(const DeformConv2dShape& s) {
   return new_array(s.dtype, {s.batch, s.out_channels, s.out_height, s.out_width});
@@ -59,9 +84,8 @@ py::array forward(const py::object& x, const py::object& weight, const py::objec
   {
     py::gil_scoped_release release;
     const ParallelFor parallel_for = threads_of(threads);
-    const std::size_t bytes = deform_conv2d_workspace_cpu(shape, parallel_for.threads, false);
-    const Memory memory = allocate(bytes);
-    deform_conv2d_cpu(x_view, weight_view, nullptr, offset_view, mask_view, bias_view, params, {memory.get(), bytes},
+    const Memory memory(deform_conv2d_workspace_cpu(shape, parallel_for.threads, false));
+    deform_conv2d_cpu(x_view, weight_view, nullptr, offset_view, mask_view, bias_view, params, memory.workspace(),
                       output_view, parallel_for);
   }
   return output;
@@ -93,9 +117,8 @@ py::tuple backward(const py::object& grad_output, const py::object& x, const py:
   {
     py::gil_scoped_release release;
     const ParallelFor parallel_for = threads_of(threads);
-    const std::size_t bytes = deform_conv2d_backward_workspace_cpu(shape, parallel_for.threads);
-    const Memory memory = allocate(bytes);
-    deform_conv2d_backward_cpu(grad_view, x_view, weight_view, offset_view, mask_view, params, {memory.get(), bytes},
+    const Memory memory(deform_conv2d_backward_workspace_cpu(shape, parallel_for.threads));
+    deform_conv2d_backward_cpu(grad_view, x_view, weight_view, offset_view, mask_view, params, memory.workspace(),
                                gradients, parallel_for);
   }
   return py::make_tuple(arrays[0], arrays[1], arrays[2], arrays[3], arrays[4]);
@@ -109,7 +132,8 @@ class PackedDeformConv2d {
       : bias_(bias), params_(make_params(stride, padding, dilation, groups, relu)) {
     const TensorView view = view_of(weight, kOp, "weight");
     const std::size_t bytes = deform_conv2d_packed_bytes_cpu(view, params_);
-    packed_ = allocate(bytes);
+    packed_.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    if (!packed_) throw std::bad_alloc();
     // Only the shape is kept of the weight; a view of no memory, row-major.
     weight_ = make_view(nullptr, view.dtype, {view.shape[0], view.shape[1], view.shape[2], view.shape[3]});
     py::gil_scoped_release release;
@@ -125,10 +149,9 @@ class PackedDeformConv2d {
     {
       py::gil_scoped_release release;
       const ParallelFor parallel_for = threads_of(threads);
-      const std::size_t bytes = deform_conv2d_workspace_cpu(shape, parallel_for.threads, true);
-      const Memory memory = allocate(bytes);
-      deform_conv2d_cpu(x_view, weight_, packed_.get(), offset_view, mask_view, bias_view, params_,
-                        {memory.get(), bytes}, output_view, parallel_for);
+      const Memory memory(deform_conv2d_workspace_cpu(shape, parallel_for.threads, true));
+      deform_conv2d_cpu(x_view, weight_, packed_.get(), offset_view, mask_view, bias_view, params_, memory.workspace(),
+                        output_view, parallel_for);
     }
     return output;
   }
@@ -137,7 +160,7 @@ class PackedDeformConv2d {
   py::object bias_;
   DeformConv2dParams params_;
   TensorView weight_;
-  Memory packed_;
+  std::unique_ptr<void, Free> packed_;
 };
 
 }  // namespace

@@ -68,8 +68,10 @@ py::tuple runs(const py::array& features, const py::array& mask_params, const py
       capacity = needed;
     }
   }
-  py::array result = new_array(DType::kUInt32, {needed});
-  std::copy(values.get(), values.get() + needed, static_cast<std::uint32_t*>(result.mutable_data()));
+  // The array takes over the memory: runs of large images are not copied once more.
+  const py::capsule owner(values.get(), [](void* memory) { delete[] static_cast<std::uint32_t*>(memory); });
+  const py::array result(py::dtype::of<std::uint32_t>(), {static_cast<py::ssize_t>(needed)}, {}, values.release(),
+                         owner);
   return py::make_tuple(result, offsets);
 }
 

@@ -1,6 +1,7 @@
 // Masks travel as two arrays: uint32 runs [R] and int64 offsets [N+1].
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <string>
 
 #include "array.h"
@@ -166,7 +167,8 @@ py::array from_polygons(const py::array& points, const py::array& ring_offsets, 
   const TensorView xy = view_of(points, "rle_from_polygons", "points");
   const TensorView offsets = view_of(ring_offsets, "rle_from_polygons", "ring_offsets");
   const PolygonFill fill = even_odd ? PolygonFill::kEvenOdd : PolygonFill::kUnion;
-  return new_runs(1024,
+  const std::int64_t guess = 2 * std::clamp<std::int64_t>(width, 0, 1 << 14) + 64;  // mostly two runs in a column
+  return new_runs(guess,
                   [&](const TensorView& out) { return rle_from_polygons(xy, offsets, height, width, fill, out); });
 }
 

@@ -3,6 +3,7 @@
 
 #include "deform_conv2d/kernels.h"
 #include "deform_conv2d/sampling.h"
+#include "simd/transpose.h"
 #include "simd/vector.h"
 
 #define CENTERMASK_JOIN2(a, b) a##b
@@ -15,20 +16,34 @@ namespace {
 template <class T>
 void pack_weight(const DeformConv2dShape& s, const TensorView& weight, std::int64_t group, std::int64_t block,
                  void* packed) {
+  constexpr int kN = kLanes<T>;
   const std::int64_t group_out = s.out_channels / s.params.groups, group_in = s.in_channels / s.params.groups;
-  const std::int64_t taps = s.kernel_h * s.kernel_w;
+  const std::int64_t taps = s.kernel_h * s.kernel_w, first = block * kColumns<T>;
+  const T* from = static_cast<const T*>(weight.data) + (group * group_out + first) * weight.stride[0];
   T* to = static_cast<T*>(packed);
-  for (std::int64_t j = 0; j < kColumns<T>; ++j) {
-    const std::int64_t out = block * kColumns<T> + j;
-    if (out >= group_out) {
-      for (std::int64_t k = 0; k < taps * group_in; ++k) to[k * kColumns<T> + j] = 0;
-      continue;
+  const bool dense = weight.stride[3] == 1 && weight.stride[2] == s.kernel_w && weight.stride[1] == taps;
+  for (std::int64_t half = 0; half < kColumns<T>; half += kN) {
+    std::int64_t k = 0;  // channel*taps + tap, the order of the weight
+    if (dense && first + half + kN <= group_out) {
+      std::int64_t channel = 0, tap = 0;
+      for (; k + kN <= taps * group_in; k += kN) {
+        Vector<T> v[kN];
+        for (int i = 0; i < kN; ++i) v[i] = load(from + (half + i) * weight.stride[0] + k);
+        transpose_square<T>(v);
+        for (int i = 0; i < kN; ++i) {
+          store(to + (tap * group_in + channel) * kColumns<T> + half, v[i]);
+          if (++tap == taps) tap = 0, ++channel;
+        }
+      }
     }
-    const T* from = static_cast<const T*>(weight.data) + (group * group_out + out) * weight.stride[0];
-    for (std::int64_t tap = 0; tap < taps; ++tap) {
-      const T* tap_from = from + tap / s.kernel_w * weight.stride[2] + tap % s.kernel_w * weight.stride[3];
-      T* tap_to = to + tap * group_in * kColumns<T> + j;
-      for (std::int64_t c = 0; c < group_in; ++c) tap_to[c * kColumns<T>] = tap_from[c * weight.stride[1]];
+    for (; k < taps * group_in; ++k) {
+      const std::int64_t channel = k / taps, tap = k % taps;
+      const T* element = from + half * weight.stride[0] + channel * weight.stride[1] +
+                         tap / s.kernel_w * weight.stride[2] + tap % s.kernel_w * weight.stride[3];
+      for (std::int64_t i = 0; i < kN; ++i) {
+        to[(tap * group_in + channel) * kColumns<T> + half + i] =
+            first + half + i < group_out ? element[i * weight.stride[0]] : T(0);
+      }
     }
   }
 }
@@ -41,19 +56,12 @@ void copy_rows(const ForwardArguments& a, std::int64_t n, std::int64_t row, std:
   if (row == 0) {
     for (std::int64_t c = 0; c < pixel_stride; ++c) image[c] = 0;
   }
-  const T* from_image = static_cast<const T*>(a.x.data) + n * a.x.stride[0];
-  constexpr std::int64_t kBlock = 16;
-  for (std::int64_t y = row; y < row_end; ++y) {
-    T* to_row = image + (1 + y * s.width) * pixel_stride;
-    for (std::int64_t c0 = 0; c0 < s.in_channels; c0 += kBlock) {
-      const std::int64_t channels = s.in_channels - c0 < kBlock ? s.in_channels - c0 : kBlock;
-      const T* from = from_image + c0 * a.x.stride[1] + y * a.x.stride[2];
-      for (std::int64_t x = 0; x < s.width; ++x) {
-        T* to = to_row + x * pixel_stride + c0;
-        const T* pixel = from + x * a.x.stride[3];
-        for (std::int64_t c = 0; c < channels; ++c) to[c] = pixel[c * a.x.stride[1]];
-      }
-    }
+  const T* from = static_cast<const T*>(a.x.data) + n * a.x.stride[0];
+  const bool one_run = a.x.stride[2] == s.width * a.x.stride[3];
+  const std::int64_t run = one_run ? (row_end - row) * s.width : s.width;
+  for (std::int64_t y = row; y < row_end; y += one_run ? row_end - row : 1) {
+    to_channels_last(from + y * a.x.stride[2], a.x.stride[1], a.x.stride[3], s.in_channels, run,
+                     image + (1 + y * s.width) * pixel_stride, pixel_stride);
   }
 }
 
@@ -127,27 +135,36 @@ void fill_panel(const ForwardArguments& a, std::int64_t group, std::int64_t k, s
 
 // sums [out block][tile_rows][columns] to the output, with bias and activation.
 template <class T>
-void write_tile(const ForwardArguments& a, std::int64_t group, std::int64_t first, std::int64_t positions,
-                const T* sums) {
+void write_tile(const ForwardArguments& a, std::int64_t group, std::int64_t first, std::int64_t positions, T* sums) {
   const DeformConv2dShape& s = a.plan.shape;
   const std::int64_t group_out = s.out_channels / s.params.groups;
   const std::int64_t out_pixels = s.out_height * s.out_width;
   const bool relu = s.params.activation == Activation::kRelu;
-  for (std::int64_t done = 0; done < positions;) {
-    const std::int64_t n = (first + done) / out_pixels, pixel = (first + done) % out_pixels;
-    std::int64_t run = out_pixels - pixel;
-    if (run > positions - done) run = positions - done;
-    for (std::int64_t j = 0; j < group_out; ++j) {
-      const std::int64_t out = group * group_out + j;
-      const T bias = a.bias.rank < 0 ? T(0) : static_cast<const T*>(a.bias.data)[out * a.bias.stride[0]];
-      const T* from = sums + (j / kColumns<T> * a.plan.tile_rows + done) * kColumns<T> + j % kColumns<T>;
-      T* to = static_cast<T*>(a.output.data) + (n * s.out_channels + out) * out_pixels + pixel;
-      for (std::int64_t i = 0; i < run; ++i) {
-        const T value = from[i * kColumns<T>] + bias;
-        to[i] = relu && value < 0 ? T(0) : value;
+  for (std::int64_t block = 0; block < group_out; block += kColumns<T>) {
+    const std::int64_t columns = group_out - block < kColumns<T> ? group_out - block : kColumns<T>;
+    T* block_sums = sums + block * a.plan.tile_rows;
+    if (a.bias.rank >= 0 || relu) {
+      T values[kColumns<T>] = {};
+      for (std::int64_t j = 0; j < columns && a.bias.rank >= 0; ++j) {
+        values[j] = static_cast<const T*>(a.bias.data)[(group * group_out + block + j) * a.bias.stride[0]];
+      }
+      for (std::int64_t p = 0; p < positions; ++p) {
+        for (int half = 0; half < kColumns<T>; half += kLanes<T>) {
+          T* at = block_sums + p * kColumns<T> + half;
+          const Vector<T> value = load(at) + load(values + half);
+          store(at, relu ? (value < 0 ? Vector<T>{} : value) : value);
+        }
       }
     }
-    done += run;
+    for (std::int64_t done = 0; done < positions;) {
+      const std::int64_t n = (first + done) / out_pixels, pixel = (first + done) % out_pixels;
+      std::int64_t run = out_pixels - pixel;
+      if (run > positions - done) run = positions - done;
+      transpose(block_sums + done * kColumns<T>, kColumns<T>, run, columns,
+                static_cast<T*>(a.output.data) + (n * s.out_channels + group * group_out + block) * out_pixels + pixel,
+                out_pixels);
+      done += run;
+    }
   }
 }
 

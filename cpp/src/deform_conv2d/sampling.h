@@ -13,16 +13,16 @@ namespace {
 // pixel, index 0; pixel (y, x) has index 1 + y*W + x. Held as arrays so that computing them vectorises.
 template <class T>
 struct Corners {
-  std::int32_t* index[4];  // top left, top right, bottom left, bottom right
-  T* weight[4];            // bilinear weight times mask
-  T* below;                // fraction of the way from top to bottom
-  T* right;                // and from left to right
+  Integer<T>* index[4];  // top left, top right, bottom left, bottom right
+  T* weight[4];          // bilinear weight times mask
+  T* below;              // fraction of the way from top to bottom
+  T* right;              // and from left to right
   T* mask;
 };
 
 constexpr std::int64_t kCornerArrays = 4 + 4 + 3;
 
-// Takes kCornerArrays * capacity elements of T.
+// Takes kCornerArrays * capacity elements of T; `capacity` is a multiple of 16, so that loops may take whole vectors.
 template <class T>
 Corners<T> make_corners(T* memory, std::int64_t capacity) {
   Corners<T> corners;
@@ -30,7 +30,7 @@ Corners<T> make_corners(T* memory, std::int64_t capacity) {
   corners.below = memory + 4 * capacity;
   corners.right = memory + 5 * capacity;
   corners.mask = memory + 6 * capacity;
-  for (int k = 0; k < 4; ++k) corners.index[k] = reinterpret_cast<std::int32_t*>(memory + (7 + k) * capacity);
+  for (int k = 0; k < 4; ++k) corners.index[k] = reinterpret_cast<Integer<T>*>(memory + (7 + k) * capacity);
   return corners;
 }
 
@@ -92,37 +92,36 @@ void find_corners(const DeformConv2dShape& s, const TensorView& offset, const Te
     for (std::int64_t i = 0; i < count; ++i) corners.mask[i] = 1;
   }
 
-  const T height = static_cast<T>(s.height), width = static_cast<T>(s.width);
-  const std::int32_t h = static_cast<std::int32_t>(s.height), w = static_cast<std::int32_t>(s.width);
-  for (std::int64_t i = 0; i < count; ++i) {
-    T y = ys[i], x = xs[i];
-    // False for NaN too. Bitwise operators, so that the loop has no branches.
-    const bool low_enough = static_cast<bool>(static_cast<int>(y < height) & static_cast<int>(x < width));
-    const bool high_enough = kAtEdge ? static_cast<bool>(static_cast<int>(y >= -1) & static_cast<int>(x >= -1))
-                                     : static_cast<bool>(static_cast<int>(y > -1) & static_cast<int>(x > -1));
-    const bool inside = static_cast<bool>(static_cast<int>(low_enough) & static_cast<int>(high_enough));
-    y = inside ? y : 0;
-    x = inside ? x : 0;
-    std::int32_t top = static_cast<std::int32_t>(y), left = static_cast<std::int32_t>(x);
-    top -= static_cast<T>(top) > y;
-    left -= static_cast<T>(left) > x;
-    const T below = y - static_cast<T>(top), right = x - static_cast<T>(left);
-    const std::int32_t has_top = static_cast<std::int32_t>(inside) & (top >= 0);
-    const std::int32_t has_bottom = static_cast<std::int32_t>(inside) & (top + 1 < h);
-    const std::int32_t has_left = left >= 0, has_right = left + 1 < w;
-    const std::int32_t base = 1 + top * w + left;
-    corners.index[0][i] = (has_top & has_left) ? base : 0;
-    corners.index[1][i] = (has_top & has_right) ? base + 1 : 0;
-    corners.index[2][i] = (has_bottom & has_left) ? base + w : 0;
-    corners.index[3][i] = (has_bottom & has_right) ? base + w + 1 : 0;
-    const T m = corners.mask[i];
-    const T upper = (1 - below) * m, lower = below * m;
-    corners.weight[0][i] = upper * (1 - right);
-    corners.weight[1][i] = upper * right;
-    corners.weight[2][i] = lower * (1 - right);
-    corners.weight[3][i] = lower * right;
-    corners.below[i] = below;
-    corners.right[i] = right;
+  const Vector<T> height = splat(static_cast<T>(s.height)), width = splat(static_cast<T>(s.width));
+  const Vector<T> least = splat(static_cast<T>(-1));
+  const Integer<T> h = static_cast<Integer<T>>(s.height), w = static_cast<Integer<T>>(s.width);
+  for (std::int64_t i = 0; i < count; i += kLanes<T>) {
+    Vector<T> y = load(ys + i), x = load(xs + i);
+    // Comparisons give 0 or -1, all bits; they are false for NaN.
+    const Integers<T> high_enough = kAtEdge ? (y >= least) & (x >= least) : (y > least) & (x > least);
+    const Integers<T> inside = high_enough & (y < height) & (x < width);
+    y = inside ? y : Vector<T>{};
+    x = inside ? x : Vector<T>{};
+    Integers<T> top = __builtin_convertvector(y, Integers<T>), left = __builtin_convertvector(x, Integers<T>);
+    top += __builtin_convertvector(top, Vector<T>) > y;  // towards minus infinity, not zero
+    left += __builtin_convertvector(left, Vector<T>) > x;
+    const Vector<T> below = y - __builtin_convertvector(top, Vector<T>);
+    const Vector<T> right = x - __builtin_convertvector(left, Vector<T>);
+    const Integers<T> has_top = inside & (top >= 0), has_bottom = inside & (top + 1 < h);
+    const Integers<T> has_left = left >= 0, has_right = left + 1 < w;
+    const Integers<T> base = 1 + top * w + left;
+    store_integers<T>(corners.index[0] + i, has_top & has_left & base);
+    store_integers<T>(corners.index[1] + i, has_top & has_right & (base + 1));
+    store_integers<T>(corners.index[2] + i, has_bottom & has_left & (base + w));
+    store_integers<T>(corners.index[3] + i, has_bottom & has_right & (base + w + 1));
+    const Vector<T> mask_values = load(corners.mask + i);
+    const Vector<T> lower = below * mask_values, upper = mask_values - lower;
+    store(corners.weight[0] + i, upper - upper * right);
+    store(corners.weight[1] + i, upper * right);
+    store(corners.weight[2] + i, lower - lower * right);
+    store(corners.weight[3] + i, lower * right);
+    store(ys + i, below);
+    store(xs + i, right);
   }
 }
 

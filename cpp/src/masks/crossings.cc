@@ -113,19 +113,22 @@ void crossings(const float* field, const Axis& y_axis, const Range& rows, const 
         return kind[i] == kMixed ? value >= 0 : kind[i] == kInside;
       };
       emit.begin_column(x);
-      if (inside_at(0, value_at(0))) emit.toggle(rows.begin);
+      // The side is carried along, not asked for twice: begins and ends take turns whatever rounding does.
+      bool inside = inside_at(0, value_at(0));
+      if (inside) emit.toggle(rows.begin);
       for (const std::int64_t i : scratch.gaps) {
         const double upper = value_at(i), lower = value_at(i + 1);
-        const bool from = inside_at(i, upper), to = inside_at(i + 1, lower);
+        const bool to = inside_at(i + 1, lower);
         if (kind[i] == kBroken || kind[i + 1] == kBroken) {
-          if (from) emit.toggle(row_pixel[i]);
+          if (inside) emit.toggle(row_pixel[i]);
           if (to) emit.toggle(row_pixel[i + 1]);
-        } else if (from != to) {
+        } else if (inside != to) {
           const double y = row_begin[i] + row_step * (upper / (upper - lower));
           emit.toggle(change_at(y, to, row_pixel[i], row_pixel[i + 1]));
         }
+        inside = to;
       }
-      if (inside_at(count - 1, value_at(count - 1))) emit.toggle(rows.end);
+      if (inside) emit.toggle(rows.end);
     }
   }
 }

@@ -22,25 +22,38 @@ constexpr int kRows = 12;
 constexpr int kRows = 4;
 #endif
 
+// The vector of T, and that of integers of the same size, for comparisons and indices.
 template <class T>
 struct Simd;
 
 template <>
 struct Simd<float> {
+  using Integer = std::int32_t;
+  typedef std::int32_t Integers __attribute__((vector_size(CENTERMASK_VECTOR_BYTES)));
   typedef float Vector __attribute__((vector_size(CENTERMASK_VECTOR_BYTES)));
   typedef float Unaligned __attribute__((vector_size(CENTERMASK_VECTOR_BYTES), aligned(4), may_alias));
+  typedef std::int32_t UnalignedIntegers __attribute__((vector_size(CENTERMASK_VECTOR_BYTES), aligned(4), may_alias));
   static constexpr int kLanes = CENTERMASK_VECTOR_BYTES / 4;
 };
 
 template <>
 struct Simd<double> {
+  using Integer = std::int64_t;
+  typedef std::int64_t Integers __attribute__((vector_size(CENTERMASK_VECTOR_BYTES)));
   typedef double Vector __attribute__((vector_size(CENTERMASK_VECTOR_BYTES)));
   typedef double Unaligned __attribute__((vector_size(CENTERMASK_VECTOR_BYTES), aligned(8), may_alias));
+  typedef std::int64_t UnalignedIntegers __attribute__((vector_size(CENTERMASK_VECTOR_BYTES), aligned(8), may_alias));
   static constexpr int kLanes = CENTERMASK_VECTOR_BYTES / 8;
 };
 
 template <class T>
 using Vector = typename Simd<T>::Vector;
+
+template <class T>
+using Integer = typename Simd<T>::Integer;
+
+template <class T>
+using Integers = typename Simd<T>::Integers;
 
 template <class T>
 constexpr int kLanes = Simd<T>::kLanes;
@@ -56,6 +69,11 @@ inline __attribute__((always_inline)) Vector<T> load(const T* from) {
 template <class T>
 inline __attribute__((always_inline)) void store(T* to, Vector<T> value) {
   *reinterpret_cast<typename Simd<T>::Unaligned*>(to) = value;
+}
+
+template <class T>
+inline __attribute__((always_inline)) void store_integers(Integer<T>* to, Integers<T> value) {
+  *reinterpret_cast<typename Simd<T>::UnalignedIntegers*>(to) = value;
 }
 
 template <class T>

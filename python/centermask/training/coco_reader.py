@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from centermask import ops
+from centermask import _image_file, ops
 from centermask.training.coco_masks import BadMask, Bitmap, extent, read_rings, read_rle, ring_area
 
 EXIF_ORIENTATION = 0x0112
@@ -268,6 +268,9 @@ def _picture_size(path: Path) -> tuple[int, int, int]:
     """Width, height and EXIF orientation from the header alone."""
     with Image.open(path) as picture:
         width, height = picture.size
+        if picture.format in ("PNG", "WEBP"):
+            # PIL would decode the whole picture in search of it.
+            return width, height, _image_file.orientation(path.read_bytes())
         return width, height, int(picture.getexif().get(EXIF_ORIENTATION, 1))
 
 

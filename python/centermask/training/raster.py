@@ -42,8 +42,9 @@ def fill_rings(rings: Sequence[NDArray[np.float64]], window: Window) -> NDArray[
         edge = np.repeat(np.arange(len(ring)), count)
         row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count - first, count)
         begin, end = begin[edge], end[edge]
-        slope = (end[:, 0] - begin[:, 0]) / (end[:, 1] - begin[:, 1])  # not 0/0: a level edge has no rows
-        crossing = begin[:, 0] + (row - begin[:, 1]) * slope
+        # Multiplied first, so that whole numbers stay exact; no 0/0, as a level edge crosses no row.
+        across = (row - begin[:, 1]) * (end[:, 0] - begin[:, 0]) / (end[:, 1] - begin[:, 1])
+        crossing = begin[:, 0] + across
         column = np.clip(np.ceil(crossing), 0, width).astype(np.int64)
         # Each row is crossed an even number of times, so a change at its end (column == width) may as well stand
         # at the start of the next row: one long accumulation does for all rows.
