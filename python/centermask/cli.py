@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -220,6 +220,9 @@ def _add_export(commands: Any) -> None:
         "--score", type=float, default=None, metavar="S", help="threshold for showing, 0..1 (default: 0.3)"
     )
     parser.add_argument(
+        "--max-overlap", type=float, metavar="IOU", help="above it two instances of a class are one (default: 0.65)"
+    )
+    parser.add_argument(
         "--training-data", default=None, metavar="TEXT", help="what it was trained on, for the metadata"
     )
     parser.add_argument(
@@ -252,6 +255,7 @@ def _export(options: argparse.Namespace) -> int:
         profile=options.profile,
         precision=options.precision,
         score_threshold=options.score,
+        max_overlap=options.max_overlap,
         training_data=options.training_data,
         ap=average_precisions,
     )

@@ -109,21 +109,26 @@ def draw_instances(
     if line_width is not None and line_width < 1:
         raise ValueError(f"draw: line_width must be at least 1, got {line_width}")
     canvas = image.copy()
+    anchors: dict[int, tuple[int, int]] = {}  # the top of each drawn mask, where its label points
     sizes = _Sizes.of(height, width, line_width)
     colors = _colors(instances, color_by)
     extents = instances.boxes[:, 2:] - instances.boxes[:, :2]
     back_to_front = np.argsort(-extents.prod(axis=1), kind="stable")  # small ones stay visible on top of large ones
     show_masks = masks and instances.masks is not None
-    for i in back_to_front:
-        if show_masks and instances.masks is not None:
+    if show_masks and instances.masks is not None:
+        for i in back_to_front:
             rings = [smooth_ring(ring, 1.5 * sizes.line) for ring in instances.masks[int(i)].polygons()[0]]
-            _draw_mask(canvas, rings, colors[i], opacity, sizes.line)
+            _draw_mask(image, canvas, rings, colors[i], opacity, sizes.line)
+            if rings:
+                points = np.concatenate(rings)
+                top_x, top_y = points[points[:, 1].argmin()].tolist()
+                anchors[int(i)] = round(top_x), round(top_y)
     for i in back_to_front:
         if boxes or (boxes is None and not show_masks):
             corners = np.rint((instances.boxes[i] - 0.5) * (1 << _SHIFT)).astype(np.int64).tolist()
             cv2.rectangle(canvas, corners[:2], corners[2:], colors[i], sizes.line, cv2.LINE_AA, _SHIFT)
     if labels:
-        _draw_labels(canvas, instances, colors, sizes)
+        _draw_labels(canvas, instances, anchors, colors, sizes)
     return canvas
 
 
@@ -168,9 +173,17 @@ def smooth_ring(ring: NDArray[Any], radius: float) -> NDArray[np.float64]:
 
 
 def _draw_mask(
-    canvas: NDArray[np.uint8], rings: list[NDArray[np.float64]], color: Color, opacity: float, line: int
+    image: NDArray[np.uint8],
+    canvas: NDArray[np.uint8],
+    rings: list[NDArray[np.float64]],
+    color: Color,
+    opacity: float,
+    line: int,
 ) -> None:
-    """Works on the crop that the mask touches: cost and memory follow the instance, not the picture."""
+    """Works on the crop that the mask touches: cost and memory follow the instance, not the picture.
+
+    The fill tints the picture itself, not what is drawn so far: masks on top of each other do not add up to opaque.
+    """
     if not rings:
         return
     height, width = canvas.shape[:2]
@@ -185,18 +198,27 @@ def _draw_mask(
     if opacity > 0:
         inside = np.zeros(crop.shape[:2], np.uint8)
         cv2.fillPoly(inside, fixed, 255, cv2.LINE_8, _SHIFT)  # even-odd: rings inside rings are holes
-        tinted = cv2.addWeighted(crop, 1 - opacity, np.full_like(crop, color), opacity, 0)
+        tinted = cv2.addWeighted(image[y0:y1, x0:x1], 1 - opacity, np.full_like(crop, color), opacity, 0)
         np.copyto(crop, tinted, where=inside[:, :, None] != 0)
     cv2.polylines(crop, fixed, True, color, line, cv2.LINE_AA, _SHIFT)
 
 
-def _draw_labels(canvas: NDArray[np.uint8], instances: Instances, colors: list[Color], sizes: _Sizes) -> None:
+def _draw_labels(
+    canvas: NDArray[np.uint8],
+    instances: Instances,
+    anchors: dict[int, tuple[int, int]],
+    colors: list[Color],
+    sizes: _Sizes,
+) -> None:
+    # A crowd of one known class needs no name on each.
+    unnamed = len(instances.class_names) == 1 and len(instances) > 8
     taken: list[tuple[int, int, int, int]] = []
     places: list[tuple[int, str, tuple[int, int, int, int]]] = []
     for i in np.argsort(-instances.scores, kind="stable").tolist():
         x0, y0, x1, y1 = (int(value) for value in instances.boxes[i])
-        text, size = _fitting_text(instances.names[i], float(instances.scores[i]), canvas.shape[1], sizes)
-        place, is_free = _place(size, (x0, y0, x1, y1), canvas.shape, taken)
+        name = "" if unnamed else instances.names[i]
+        text, size = _fitting_text(name, float(instances.scores[i]), canvas.shape[1], sizes)
+        place, is_free = _place(size, (x0, y0, x1, y1), anchors.get(i), canvas.shape, taken)
         crowded = (x1 - x0) * (y1 - y0) < 4 * size[0] * size[1]
         if is_free or not crowded:
             taken.append(place)
@@ -212,7 +234,7 @@ def _draw_labels(canvas: NDArray[np.uint8], instances: Instances, colors: list[C
 
 def _fitting_text(name: str, score: float, room: int, sizes: _Sizes) -> tuple[str, tuple[int, int]]:
     """The longest of "name 0.93", "name", its beginning that is no wider than the picture, and the size of its box."""
-    options = [f"{name} {score:.2f}", name, *(name[:length] + "." for length in range(len(name) - 1, 0, -1))]
+    options = [f"{name} {score:.2f}".strip(), name, *(name[:length] + "." for length in range(len(name) - 1, 0, -1))]
     for text in options:
         (text_width, _), _ = cv2.getTextSize(text, _FONT, sizes.scale, sizes.stroke)
         size = text_width + 2 * sizes.pad, sizes.cap + 2 * sizes.pad
@@ -224,13 +246,19 @@ def _fitting_text(name: str, score: float, room: int, sizes: _Sizes) -> tuple[st
 def _place(
     size: tuple[int, int],
     box: tuple[int, int, int, int],
+    anchor: tuple[int, int] | None,
     shape: tuple[int, ...],
     taken: list[tuple[int, int, int, int]],
 ) -> tuple[tuple[int, int, int, int], bool]:
-    """Where a label of `size` goes: above, in or below its box, wholly in the picture; and whether that is free."""
+    """Where a label of `size` goes, wholly in the picture, and whether that is free.
+
+    Above the top of the mask (`anchor`), else above, in or below the box.
+    """
     width, height = size
     x0, y0, x1, y1 = box
     candidates = [(x0, y0 - height), (x0, y0), (x1 - width, y0 - height), (x0, y1), (x1 - width, y1 - height)]
+    if anchor is not None:
+        candidates.insert(0, (anchor[0] - width // 2, anchor[1] - height))
     rectangles = []
     for left, top in candidates:
         left = max(0, min(left, shape[1] - width))

@@ -30,6 +30,8 @@ class ModelInfo:
         stride: Input pixels per cell of the maps.
         top_k: Most instances in one picture.
         score_threshold: Threshold for showing, 0..1; the graph itself keeps every peak above a lower one.
+        max_overlap: Of two instances of a class whose boxes overlap more than this (IoU), the Predictor keeps the
+            better one.
         mask_head: `dynamic`, `shape` or `none`.
         box_margin: Masks are clipped to the box grown by this fraction on each side.
         training_data: What the weights were trained on, in words.
@@ -46,6 +48,7 @@ class ModelInfo:
     profile: str = "standard"
     stride: int = STRIDE
     score_threshold: float = 0.3
+    max_overlap: float = 0.65
     training_data: str = ""
     ap: tuple[tuple[str, float], ...] = ()
 
@@ -79,6 +82,7 @@ class ModelInfo:
             "stride": str(self.stride),
             "top_k": str(self.top_k),
             "score_threshold": repr(self.score_threshold),
+            "max_overlap": repr(self.max_overlap),
             "mask_head": self.mask_head,
             "box_margin": repr(self.box_margin),
             "training_data": self.training_data,
@@ -129,6 +133,7 @@ class _Reader:
             stride=self._parsed("stride", int),
             top_k=self._parsed("top_k", int),
             score_threshold=self._parsed("score_threshold", float),
+            max_overlap=self._parsed("max_overlap", float),
             mask_head=self._choice("mask_head", get_args(MaskHead)),
             box_margin=self._parsed("box_margin", float),
             training_data=self._text("training_data"),
@@ -136,7 +141,8 @@ class _Reader:
         )
         if len(info.class_names) != len(info.category_ids):
             raise ModelFileError(
-                f"{self._source}: metadata has {len(info.class_names)} classes but {len(info.category_ids)} category ids"
+                f"{self._source}: the metadata has {len(info.class_names)} classes but "
+                f"{len(info.category_ids)} category ids"
             )
         return info
 

@@ -47,7 +47,8 @@ def model_path(model: str | os.PathLike[str]) -> Path:
         path = Path(str(resources.files("centermask") / "models" / f"{model}.onnx"))
         if not path.is_file():
             raise FileNotFoundError(
-                f"the embedded model {model!r} is not in this installation, which has {embedded_models() or 'none'} ({path})"
+                f"the embedded model {model!r} is not in this installation, which has "
+                f"{', '.join(embedded_models()) or 'none'} ({path})"
             )
         return path
     if not Path(model).is_file():
@@ -72,6 +73,8 @@ class Predictor:
         score_threshold: Least score of what is returned, 0..1; None takes the model's own. The graph itself has already
             dropped what scores below 0.05.
         max_instances: Most instances for each picture, best first; None keeps all (the model's top_k bounds them).
+        max_overlap: Of two instances of a class whose boxes overlap more than this (IoU, 0..1) the better one is kept,
+            since a large object can have several peaks. 1 keeps both; None takes the model's own.
 
     Raises:
         FileNotFoundError: There is no such model.
@@ -93,7 +96,10 @@ class Predictor:
         threads: int | None = None,
         score_threshold: float | None = None,
         max_instances: int | None = None,
+        max_overlap: float | None = None,
     ) -> None:
+        if max_overlap is not None and not 0 <= max_overlap <= 1:
+            raise ValueError(f"max_overlap must be in 0..1, got {max_overlap}")
         if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold must be in 0..1, got {score_threshold}")
         if max_instances is not None and max_instances < 1:
@@ -105,6 +111,7 @@ class Predictor:
         else:
             self.network = model
         self.score_threshold = self.info.score_threshold if score_threshold is None else score_threshold
+        self.max_overlap = self.info.max_overlap if max_overlap is None else max_overlap
         self.max_instances = max_instances
         self._threads = threads
         self._timing = Timing(0.0, 0.0, 0.0)
@@ -168,6 +175,7 @@ class Predictor:
             image_to_input=image_to_input,
             score_threshold=self.score_threshold,
             max_instances=self.max_instances,
+            max_overlap=self.max_overlap,
             source=source,
             threads=self._threads,
         )
@@ -184,6 +192,7 @@ def to_instances(
     image_to_input: NDArray[np.float64],
     score_threshold: float = 0.0,
     max_instances: int | None = None,
+    max_overlap: float = 1.0,
     source: ImageInput | None = None,
     threads: int | None = None,
 ) -> Instances:
@@ -197,6 +206,7 @@ def to_instances(
         image_to_input: float64 `[2, 3]`, axis-aligned: image pixel -> input pixel.
         score_threshold: Least score that is kept.
         max_instances: Most that are kept.
+        max_overlap: See `without_duplicates`.
         source: The picture or its path, for drawing later.
         threads: For the masks; None takes all cores.
 
@@ -212,7 +222,8 @@ def to_instances(
     boxes = ((input_boxes.reshape(-1, 2, 2).astype(np.float64) - shift) / scale).reshape(-1, 4)
     boxes = boxes.clip(0, [width, height, width, height]).astype(np.float32)
     is_inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    keep = keep[is_inside[keep]][:max_instances]
+    keep = keep[is_inside[keep]]
+    keep = keep[without_duplicates(input_boxes[keep], output.labels[row, keep], max_overlap)][:max_instances]
     labels = output.labels[row, keep]
     masks = None
     if info.mask_head != "none" and output.mask_params is not None and output.mask_features is not None:
@@ -239,3 +250,28 @@ def to_instances(
         masks=masks,
         source=source,
     )
+
+
+def without_duplicates(boxes: NDArray[np.float32], labels: NDArray[np.int64], max_overlap: float) -> NDArray[np.int64]:
+    """Indices that remain when, of two instances of one class that overlap too much, the later one goes.
+
+    CenterNet counts on one peak for each object. A large object, or a model that has seen little data, gives
+    several; all but the best are false alarms.
+
+    Args:
+        boxes: `[n, 4]`, xyxy, best first.
+        labels: `[n]`.
+        max_overlap: Largest box IoU with a kept instance of the same class, 0..1; 1 keeps all.
+    """
+    if max_overlap >= 1 or len(boxes) < 2:
+        return np.arange(len(boxes), dtype=np.int64)
+    corners = boxes.astype(np.float64)
+    low = np.maximum(corners[:, None, :2], corners[None, :, :2])
+    high = np.minimum(corners[:, None, 2:], corners[None, :, 2:])
+    common = (high - low).clip(min=0).prod(axis=2)
+    areas = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
+    same = (labels[:, None] == labels[None]) & (common > max_overlap * (areas[:, None] + areas[None] - common))
+    kept = np.ones(len(boxes), np.bool_)
+    for i in range(1, len(boxes)):
+        kept[i] = not (same[i, :i] & kept[:i]).any()
+    return np.flatnonzero(kept).astype(np.int64)

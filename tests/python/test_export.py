@@ -9,42 +9,50 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("timm")
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
+import onnx
+import torch
 from onnx import helper, numpy_helper
 
 from centermask import Predictor
+from centermask.cli import sample_picture
 from centermask.config import ModelConfig, PreprocessConfig
 from centermask.export.onnx import export, fold_batch_norms, store_weights_as_half
 from centermask.export.verify import VerifyError, compare, match
 from centermask.nn.model import CenterMask
+from centermask.preprocess import load_image
 from centermask.session import NetworkOutput, OnnxNetwork
 from centermask.training.checkpoint import Checkpoint, save_checkpoint
 from centermask.training.torch_network import TorchNetwork
 
-NAMES = ("test_efficientnet-dcn-dynamic", "test_efficientnet-conv-shape", "test_efficientnet-conv-none")
+NAMES = ("test_efficientnet-dcn-dynamic", "test_efficientnet-conv-shape")
+BOXES_ONLY = "test_efficientnet-conv-none"
 
 
 def build(name: str) -> CenterMask:
-    """A small model whose every parameter matters: random norms, offsets away from zero, classes above the threshold."""
+    """A small model whose every parameter matters: random norms, offsets away from zero, scores of all sizes."""
     torch.manual_seed(5)
     config = ModelConfig.from_name(name, class_names=("cat", "dog", "cow"), category_ids=(17, 18, 21), top_k=30)
     config = replace(config, neck_channels=(32, 24, 16), preprocess=PreprocessConfig(size=128, color="bgr"))
     model = CenterMask(config)
     generator = torch.Generator().manual_seed(6)
-    for module_name, module in model.named_modules():
+    for name, module in model.named_modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            for values in (module.weight, module.bias, module.running_mean, module.running_var):
-                noise = torch.rand(values.shape, generator=generator)
-                values.data.copy_(noise + 0.5 if values is not module.bias else noise - 0.5)
-        if module_name.endswith("conv_offset"):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.uniform_(-0.3, 0.3, generator=generator)
+            module.momentum = 1.0  # one picture sets the statistics: every layer's output is then of order one
+        elif name.endswith("conv_offset"):
             module.weight.data.normal_(0, 0.02, generator=generator)
             module.bias.data.normal_(0, 1.0, generator=generator)
-    model.heatmap.out.weight.data.normal_(0, 0.3, generator=generator)
+        elif name.split(".")[0] in ("heatmap", "size", "mask_params") and name.endswith("out"):
+            module.weight.data.normal_(0, 0.2, generator=generator)
+    with torch.no_grad():
+        model.train()(torch.randn(2, 3, 128, 128, generator=generator))
     return model.eval()
 
 
@@ -61,11 +69,11 @@ def outputs_of(model: CenterMask, images: np.ndarray) -> NetworkOutput:
 
 
 def test_the_report_passed_and_names_every_output(exported) -> None:
-    model, path, report = exported
-    expected = {"boxes", "scores"} | ({"mask_params", "mask_features"} if model.mask_params is not None else set())
-    assert {error.name for error in report.errors} == expected
+    _, path, report = exported
+    assert {error.name for error in report.errors} == {"boxes", "scores", "mask_params", "mask_features"}
     assert report.passed
     assert report.matched > 50
+    assert min(error.relative for error in report.errors) > 0  # of constant outputs the error would say nothing
     assert "instances agree" in report.table()
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
 
@@ -75,8 +83,10 @@ def test_any_batch_and_size(exported, shape: tuple[int, ...]) -> None:
     model, path, _ = exported
     images = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     expected, actual = outputs_of(model, images), OnnxNetwork(path, threads=1)(images)
-    report = compare([(expected, actual)], 0.05, 1e-3)  # float32 sums in another order, see verify.TOLERANCES
-    assert report.passed, report.table()
+    report = compare([(expected, actual)], 0.05, 1e-3)
+    assert report.unmatched == 0, report.table()
+    # float32 sums in another order, see verify.TOLERANCES
+    assert all(error.relative < 1e-3 for error in report.errors), report.table()
     for name, a, b in zip(NetworkOutput._fields, expected, actual, strict=True):
         assert (a is None) == (b is None), name
         if a is not None:
@@ -100,8 +110,7 @@ def test_the_file_follows_the_contract(exported) -> None:
     model, path, _ = exported
     proto = onnx.load(path)
     assert [value.name for value in proto.graph.input] == ["image"]
-    wanted = ["boxes", "scores", "labels", "count", "mask_params", "mask_features"]
-    assert [value.name for value in proto.graph.output] == wanted[: 6 if model.mask_params is not None else 4]
+    assert [value.name for value in proto.graph.output] == list(NetworkOutput._fields)
     assert {opset.domain: opset.version for opset in proto.opset_import} == {"": 20}
     for node in proto.graph.node:
         if node.op_type == "DeformConv":  # TensorRT: mask and bias given, pads symmetric
@@ -129,42 +138,50 @@ def test_metadata_says_what_the_model_is(exported) -> None:
 
 def test_predictor_gives_the_same_by_torch_and_by_onnx(exported) -> None:
     model, path, _ = exported
-    image = np.random.default_rng(3).integers(0, 255, (150, 200, 3), np.uint8)
+    image = load_image(sample_picture())[:300]
     by_torch = Predictor(TorchNetwork(model), score_threshold=0.0)(image)
     by_onnx = Predictor(path, score_threshold=0.0, threads=1)(image)
-    assert len(by_torch) == len(by_onnx) > 5
-    assert by_torch.names == by_onnx.names
-    np.testing.assert_allclose(by_torch.boxes, by_onnx.boxes, atol=0.05)
-    if by_torch.masks is None:
-        assert by_onnx.masks is None
-        return
-    a, b = by_torch.masks.bitmaps(), by_onnx.masks.bitmaps()
-    union = (a | b).sum(axis=(1, 2))
-    iou = np.where(union, (a & b).sum(axis=(1, 2)) / np.maximum(union, 1), 1)
-    assert (iou > 0.98).mean() >= 0.9  # masks of random weights are full of edges, where one pixel may tip over
+    # Scores of random weights lie close together: two that differ by rounding may change places, or with the 31st.
+    pairs = [
+        (i, j)
+        for i in range(len(by_torch))
+        for j in range(len(by_onnx))
+        if by_torch.labels[i] == by_onnx.labels[j] and np.abs(by_torch.boxes[i] - by_onnx.boxes[j]).max() < 0.05
+    ]
+    assert len(pairs) >= 0.95 * max(len(by_torch), len(by_onnx)) > 5
+    a = by_torch.masks.bitmaps()[[i for i, _ in pairs]]
+    b = by_onnx.masks.bitmaps()[[j for _, j in pairs]]
+    assert (a != b).mean(axis=(1, 2)).max() < 0.001  # masks of random weights are all edges, where a pixel may tip over
 
 
-def test_precision_fp16_halves_the_file(tmp_path: Path) -> None:
-    model = build(NAMES[1])
-    export(model, tmp_path / "half.onnx", precision="fp16")
-    proto = onnx.load(tmp_path / "half.onnx")
-    floats = sum(np.prod(t.dims) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
-    halves = sum(np.prod(t.dims) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16)
-    assert halves > 20 * floats
-    # All arithmetic stays float32.
+def test_precision_fp16_halves_the_file_and_keeps_the_arithmetic(exported, tmp_path: Path) -> None:
+    model, path, _ = exported
+    proto = onnx.load(path)
+    store_weights_as_half(proto.graph)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, tmp_path / "half.onnx")
+    assert (tmp_path / "half.onnx").stat().st_size < 0.65 * path.stat().st_size
     for node in proto.graph.node:
-        if node.op_type == "Cast" and any(name.endswith(".half") for name in node.input):
+        if any(name.endswith(".half") for name in node.input):
+            assert node.op_type == "Cast"
             assert node.attribute[0].i == onnx.TensorProto.FLOAT
+    images = np.random.default_rng(7).normal(size=(1, 3, 96, 96)).astype(np.float32)
+    expected = outputs_of(model, images).mask_features
+    error = np.abs(OnnxNetwork(tmp_path / "half.onnx", threads=1)(images).mask_features - expected).max()
+    # A weight is off by up to 5e-4; some twenty layers of random weights make more of it, yet far less than all.
+    assert 1e-6 < error / np.abs(expected).max() < 0.1
 
 
-def test_from_a_checkpoint_file(tmp_path: Path) -> None:
-    model = build(NAMES[2])
+def test_boxes_alone_from_a_checkpoint_file(tmp_path: Path) -> None:
+    model = build(BOXES_ONLY)
     checkpoint = Checkpoint(model.config, model.state_dict(), {}, {"data": ["toys", "pets"]})
     save_checkpoint(tmp_path / "a.pt", checkpoint)
-    export(tmp_path / "a.pt", tmp_path / "a.onnx")
-    info = Predictor(tmp_path / "a.onnx").info
-    assert info.training_data == "toys, pets"
-    assert info.score_threshold == 0.3
+    report = export(tmp_path / "a.pt", tmp_path / "a.onnx")
+    assert {error.name for error in report.errors} == {"boxes", "scores"}
+    predictor = Predictor(tmp_path / "a.onnx")
+    assert predictor.info.training_data == "toys, pets"
+    assert predictor.info.score_threshold == 0.3
+    assert predictor(sample_picture()).masks is None
 
 
 # ---- the graph's passes, by hand ----
@@ -280,7 +297,7 @@ def test_a_file_that_differs_is_not_put_in_place(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("centermask.export.onnx.to_onnx", lambda *_: small_graph(bias_is_shared=False))
     (tmp_path / "model.onnx").write_text("the old one")
     with pytest.raises(VerifyError):
-        export(build(NAMES[2]), tmp_path / "model.onnx")
+        export(build(BOXES_ONLY), tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_text() == "the old one"
 

@@ -220,6 +220,13 @@ def test_draw_tints_the_mask_and_leaves_the_rest_and_the_input_alone() -> None:
     assert (drawn[far] == 200).all()
 
 
+def test_fills_of_masks_on_top_of_each_other_do_not_add_up() -> None:
+    image = np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
+    twice = make()[[0, 0]].draw(image, labels=False, color_by="class")
+    shades = [0.55 * 200 + 0.45 * np.array(class_color(1, variant)) for variant in (0, 1)]
+    assert min(np.abs(twice[35, 20] - shade).max() for shade in shades) <= 1  # rounding to uint8
+
+
 def test_draw_leaves_holes_open() -> None:
     bitmap = rectangle(10, 10, 70, 50) & ~rectangle(25, 20, 55, 40)
     result = Instances(

@@ -18,7 +18,7 @@ import tiny_model
 
 from centermask import Predictor
 from centermask.metadata import ModelFileError, ModelInfo
-from centermask.predictor import to_instances
+from centermask.predictor import to_instances, without_duplicates
 from centermask.session import NetworkOutput, OnnxNetwork, choose_providers, explain_failure
 
 BLOBS = [("red", 62.0, 70.0, 30.0), ("green", 238.0, 120.0, 35.0)]
@@ -116,6 +116,7 @@ def test_score_threshold_and_max_instances(model: Path) -> None:
     ("arguments", "message"),
     [
         ({"score_threshold": 1.5}, "score_threshold must be in 0..1, got 1.5"),
+        ({"max_overlap": -0.1}, "max_overlap must be in 0..1, got -0.1"),
         ({"max_instances": 0}, "max_instances must be at least 1, got 0"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda; got 'tpu'"),
@@ -185,6 +186,34 @@ def test_box_only_models_give_no_masks() -> None:
     output = NetworkOutput(*outputs([[0, 0, 8, 8]], [0.9])[:4])
     info = ModelInfo(**{**vars(tiny_model.INFO), "mask_head": "none"})
     assert to_instances(output, 0, info, image_size=(64, 64), image_to_input=np.eye(2, 3)).masks is None
+
+
+BOXES = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [2, 0, 12, 10], [50, 0, 60, 10], [0, 0, 10, 10]], np.float32)
+LABELS = np.array([0, 0, 0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("max_overlap", "expected"),
+    [
+        (1.0, [0, 1, 2, 3, 4]),
+        # Neighbours overlap by 9/11, the first and the third by 8/12: a dropped one drops no other.
+        (0.7, [0, 2, 3, 4]),
+        (0.6, [0, 3, 4]),
+        (0.0, [0, 3, 4]),
+    ],
+)
+def test_of_overlapping_instances_of_a_class_the_best_remains(max_overlap: float, expected: list[int]) -> None:
+    np.testing.assert_array_equal(without_duplicates(BOXES, LABELS, max_overlap), expected)
+    assert without_duplicates(BOXES[:0], LABELS[:0], max_overlap).tolist() == []
+
+
+def test_duplicates_go_before_the_number_is_limited(model: Path) -> None:
+    output = outputs([[4, 4, 30, 30], [5, 4, 31, 30], [40, 40, 60, 60]], [0.9, 0.8, 0.7])
+    settings = {"image_size": (64, 64), "image_to_input": np.eye(2, 3)}
+    result = to_instances(output, 0, tiny_model.INFO, max_overlap=0.5, max_instances=2, **settings)
+    np.testing.assert_allclose(result.scores, [0.9, 0.7])
+    assert Predictor(model).max_overlap == tiny_model.INFO.max_overlap
+    assert Predictor(model, max_overlap=1.0).max_overlap == 1.0
 
 
 # ---- bad pictures ----

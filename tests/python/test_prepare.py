@@ -131,3 +131,28 @@ def test_errors() -> None:
         input_transform((4, 4), replace(PLAIN, policy="stretch"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="preprocess size must be >= 1, got 0"):
         input_transform((4, 4), replace(PLAIN, size=0))
+
+
+@pytest.mark.parametrize("size", [(1200, 1600), (1201, 1607), (3000, 200)])
+def test_fine_patterns_of_large_pictures_become_grey_and_not_stripes(size: tuple[int, int]) -> None:
+    height, width = size
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, ::2] = 255  # stripes of one pixel
+    network_input, matrix = prepare(image, replace(PLAIN, size=200))
+    assert matrix[0, 0] == 200 / max(size)
+    x0, y0 = matrix[:, 2]
+    x1, y1 = x0 + width * matrix[0, 0], y0 + height * matrix[1, 1]
+    inside = network_input[:, int(y0) + 2 : int(y1) - 2, int(x0) + 2 : int(x1) - 2]
+    # An odd factor averages one stripe more of the one colour than of the other.
+    assert abs(inside - 127.5).max() < 127.5 / (max(size) // 200) + 2
+
+
+def test_averaging_down_moves_nothing() -> None:
+    image = np.zeros((1203, 1607, 3), np.uint8)
+    image[300:500, 400:900] = 255
+    network_input, matrix = prepare(image, replace(PLAIN, size=160))
+    y, x = np.mgrid[: network_input.shape[1], : network_input.shape[2]] + 0.5
+    weight = network_input[0] / network_input[0].sum()
+    middle = np.array([(weight * x).sum(), (weight * y).sum()])
+    # A tenth of an input pixel: grey levels are rounded twice.
+    np.testing.assert_allclose(middle, matrix @ [650, 400, 1], atol=0.1)

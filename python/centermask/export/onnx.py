@@ -52,6 +52,7 @@ def export(
     precision: Precision = "fp32",
     graph_score_threshold: float = GRAPH_SCORE_THRESHOLD,
     score_threshold: float | None = None,
+    max_overlap: float | None = None,
     training_data: str | None = None,
     ap: Mapping[str, float] | None = None,
 ) -> Report:
@@ -65,6 +66,7 @@ def export(
             all arithmetic is float32.
         graph_score_threshold: Peaks below it are cut off in the graph, 0..1.
         score_threshold: Threshold for showing that the file recommends, 0..1; 0.3 if None.
+        max_overlap: Box IoU above which the Predictor takes two instances of a class for one, 0..1; 0.65 if None.
         training_data: What the weights were trained on, in words; None takes what the checkpoint says.
         ap: Measured average precisions by name, for the metadata.
 
@@ -80,7 +82,11 @@ def export(
         raise ValueError(f"export: profile must be standard, got {profile!r}")
     if precision not in ("fp32", "fp16"):
         raise ValueError(f"export: precision must be fp32 or fp16, got {precision!r}")
-    for name, value in (("graph_score_threshold", graph_score_threshold), ("score_threshold", score_threshold)):
+    for name, value in (
+        ("graph_score_threshold", graph_score_threshold),
+        ("score_threshold", score_threshold),
+        ("max_overlap", max_overlap),
+    ):
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"export: {name} must be in 0..1, got {value}")
     if not isinstance(model, CenterMask):
@@ -91,6 +97,8 @@ def export(
     settings: dict[str, Any] = {"training_data": training_data or "", "ap": tuple((ap or {}).items())}
     if score_threshold is not None:
         settings["score_threshold"] = score_threshold
+    if max_overlap is not None:
+        settings["max_overlap"] = max_overlap
     info = ModelInfo.from_config(model.config, profile=profile, **settings)
     was_training = model.training
     model.eval()

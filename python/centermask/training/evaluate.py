@@ -166,7 +166,9 @@ def evaluate_file(
         left_out = [name for name in names if name not in other]
         if left_out:
             notes.append(f"classes that only the {who} knows are left out: {', '.join(left_out)}")
-    figures, failures = evaluate(predictor, dataset, progress=sys.stderr.isatty())
+    figures, unreadable = evaluate(predictor, dataset, progress=sys.stderr.isatty())
+    # Reading has already left out what is missing or damaged; what is wrong with the JSON itself bears its name.
+    failures = [str(problem) for problem in dataset.problems if not problem.file.endswith(".json")] + unreadable
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:
