@@ -13,7 +13,8 @@ import centermask
 from centermask import _core
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNTIME = {"libstdc++", "libgcc_s", "libm", "libc", "libpthread", "librt", "libdl", "ld-linux-x86-64", "ld-linux-aarch64"}
+LIBC = {"libc", "libm", "libpthread", "librt", "libdl", "ld-linux-x86-64", "ld-linux-aarch64"}  # one from glibc 2.34 on
+RUNTIME = LIBC | {"libstdc++", "libgcc_s"}
 
 
 def needed_libraries(path: str) -> list[str]:
@@ -49,9 +50,9 @@ def test_asking_for_cuda_is_never_answered_with_a_cpu_build(compiler: str, tmp_p
     if compiler == "present" and nvcc is None:
         pytest.skip("there is no nvcc")
     cuda = "NOTFOUND" if compiler == "absent" else nvcc
+    settings = ["-DCENTERMASK_CUDA=ON", "-DCENTERMASK_PYTHON=OFF", f"-DCMAKE_CUDA_COMPILER={cuda}"]
     done = subprocess.run(
-        [cmake, "-S", ROOT, "-B", tmp_path / "build", "-DCENTERMASK_CUDA=ON", "-DCENTERMASK_PYTHON=OFF"]
-        + [f"-DCMAKE_CUDA_COMPILER={cuda}"],
+        [cmake, "-S", ROOT, "-B", tmp_path / "build", *settings],
         capture_output=True,
         text=True,
         timeout=120,
