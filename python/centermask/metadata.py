@@ -1,4 +1,4 @@
-"""What a model file says about itself: the metadata of DESIGN's contract, read and written in one place."""
+"""What a model file says about itself: the metadata of docs/model_contract.md, read and written in one place."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """A model of the contract that needs no training, to test everything around it: it finds red and green blobs on black.
 
 Class 0 is `red`, class 1 `green`: the heatmap of a class is its colour channel, averaged over 4x4 pixels and blurred,
-so its peak is the blob's middle. Each box is a square of 64 input pixels around the peak. The dynamic mask network is the same for
-all: it passes mask feature 0 (brightest channel minus one half) through, so the mask is the blob inside the box.
+so its peak is the blob's middle. Each box is a square of 64 input pixels around the peak. The dynamic mask network is
+the same for all: it passes mask feature 0 (brightest channel minus one half) through, so the mask is the blob inside
+the box.
 """
 
 from __future__ import annotations
