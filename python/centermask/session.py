@@ -176,6 +176,8 @@ def explain_failure(path: Path, message: str, version: str) -> str:
             f"{path}: needs onnxruntime >= 1.25, which brought ai.onnx DeformConv; installed is {version}. "
             "pip install -U onnxruntime (needs Python >= 3.11)"
         )
+    if path.suffix in (".pt", ".pth", ".ckpt"):
+        return f"{path}: a checkpoint is not what runs here: make an .onnx file of it with `centermask export`"
     if "INVALID_PROTOBUF" in message or "Protobuf parsing failed" in message:
         return f"{path}: not an ONNX model (cannot be parsed)"
     return f"{path}: onnxruntime {version} cannot load it: {first_line}"

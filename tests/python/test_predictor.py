@@ -309,6 +309,8 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     path.write_bytes(b"this is not protobuf at all" * 10)
     with pytest.raises(ModelFileError, match=re.escape("bad.onnx: not an ONNX model (cannot be parsed)")):
         Predictor(path)
+    with pytest.raises(ModelFileError, match=r"best\.pt: a checkpoint .* `centermask export`"):
+        Predictor(path.rename(tmp_path / "best.pt"))
 
 
 @pytest.mark.parametrize(
