@@ -76,7 +76,7 @@ def warp_bitmap(bits: NDArray[np.uint8], matrix: NDArray[np.float64], window: Wi
 
 def pixel_index_matrix(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """The same map for OpenCV, which puts pixel centres at the integers."""
-    result = matrix.copy()
+    result: NDArray[np.float64] = matrix.copy()
     result[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
     return result
 
