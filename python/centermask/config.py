@@ -96,7 +96,8 @@ class ModelConfig:
         parts = name.rsplit("-", 2)
         if len(parts) != 3 or parts[1] not in ("dcn", "conv") or parts[2] not in ("dynamic", "shape", "none"):
             raise ValueError(
-                f"model name must be <backbone>-<dcn|conv>-<dynamic|shape|none>, such as lite0-dcn-dynamic; got {name!r}"
+                "model name must be <backbone>-<dcn|conv>-<dynamic|shape|none>, such as lite0-dcn-dynamic; "
+                f"got {name!r}"
             )
         backbone, neck, mask_head = parts
         small = backbone == "lite0"
@@ -129,8 +130,11 @@ class ModelConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"unknown model settings {unknown}; known are {sorted(known)}")
-        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        changes = _with_tuples(values)
         if "preprocess" in changes:
-            inner = {k: tuple(v) if isinstance(v, list) else v for k, v in changes["preprocess"].items()}
-            changes["preprocess"] = PreprocessConfig(**inner)
+            changes["preprocess"] = PreprocessConfig(**_with_tuples(changes["preprocess"]))
         return cls(**changes)
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

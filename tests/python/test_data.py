@@ -230,6 +230,15 @@ def test_bad_pictures_are_named_and_the_rest_goes_on(tmp_path, caplog):
     assert caplog.text.count("not usable as they are") == 1, "one summary, not a line for each"
 
 
+def test_a_picture_too_large_for_pil_is_named_and_the_rest_goes_on(tmp_path, monkeypatch):
+    folder = coco_folder(tmp_path / "a", 2, [])
+    cv2.imwrite(str(folder / "images" / "1.png"), np.zeros((300, 400, 3), np.uint8))
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 40_000)
+    data = load_datasets([folder], "train")
+    assert [r.path.name for r in data.records] == ["2.png"]
+    assert "exceeds limit" in data.problems[0].cause
+
+
 def test_many_problems_are_summed_up(tmp_path, caplog):
     rows = [annotation(i, 77) for i in range(50)]
     with caplog.at_level(logging.WARNING):

@@ -19,7 +19,7 @@ from onnxscript import opset20 as op
 from torch import Tensor, nn
 
 from centermask.export.verify import Report, verify
-from centermask.files import temporary_path
+from centermask.files import make_room, temporary_path
 from centermask.metadata import ModelInfo
 from centermask.nn import deform_conv  # noqa: F401  (registers the operator that is translated below)
 from centermask.nn.model import CenterMask
@@ -74,7 +74,7 @@ def export(
         The error of each output.
 
     Raises:
-        FileNotFoundError: There is no such checkpoint.
+        FileNotFoundError: There is no such checkpoint. (Other OSErrors when `path` cannot be written.)
         ValueError: It is no checkpoint of ours, or a setting is out of range.
         VerifyError: The file gives other results than PyTorch.
     """
@@ -89,6 +89,7 @@ def export(
     ):
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"export: {name} must be in 0..1, got {value}")
+    make_room(path)
     if not isinstance(model, CenterMask):
         checkpoint = load_checkpoint(model)
         model = checkpoint.build()

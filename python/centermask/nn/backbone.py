@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import timm
 import torch
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,19 +28,20 @@ class EvenSamePadConv2d(nn.Conv2d):
     """TensorFlow's "SAME" convolution for inputs of even size, as constant padding.
 
     timm computes this padding from the input's size at run time, which becomes shape arithmetic in an exported
-    graph. Our inputs are multiples of 32, so at stride 2 it always is (k - 2) pixels: the smaller half before, the
-    larger half after.
+    graph. Our inputs are multiples of 32, so at stride 2 it always is (k - 2) pixels, with k the extent of the dilated
+    kernel: the smaller half before, the larger half after.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        total = [k - s for k, s in zip(self.kernel_size, self.stride, strict=True)]
+        extent = [d * (k - 1) + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        total = [k - s for k, s in zip(extent, self.stride, strict=True)]
         top, left = total[0] // 2, total[1] // 2
         padded = F.pad(input, (left, total[1] - left, top, total[0] - top))
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def _with_constant_padding(module: nn.Module) -> None:
-    for name, child in module.named_children():
+    for child in module.children():
         if type(child).__name__ == "Conv2dSame":
             conv = cast(nn.Conv2d, child)
             if any(k < s for k, s in zip(conv.kernel_size, conv.stride, strict=True)):
@@ -71,12 +73,13 @@ class Backbone(nn.Module):
             )
         except RuntimeError as error:
             raise ValueError(f"timm has no backbone {name!r} that gives features: {error}") from error
-        strides = list(self.body.feature_info.reduction())
+        features = cast(FeatureInfo, self.body.feature_info)
+        strides = list(features.reduction())
         missing = [s for s in (4, 8, 16, 32) if s not in strides]
         if missing:
             raise ValueError(f"backbone {name!r} gives features at strides {strides}; {missing} are missing")
         self.levels = [strides.index(s) for s in (4, 8, 16, 32)]
-        all_channels = list(self.body.feature_info.channels())
+        all_channels = list(features.channels())
         self.channels: list[int] = [all_channels[i] for i in self.levels]
         _with_constant_padding(self.body)
         if pretrained and packaged:
@@ -108,6 +111,8 @@ def load_lite0_weights(body: nn.Module) -> None:
     with resources.as_file(path) as file:
         source: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
     target = body.state_dict()
+    if len(source) < len(target):
+        raise ValueError(f"{LITE0_FILE} does not fit: it has {len(source)} tensors, the backbone {len(target)}")
     values = list(source.values())[: len(target)]
     wrong = [k for (k, v), s in zip(target.items(), values, strict=True) if v.shape != s.shape]
     if wrong:

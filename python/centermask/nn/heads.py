@@ -46,12 +46,15 @@ def gather_rows(features: Tensor, batch_index: Tensor, y: Tensor, x: Tensor) -> 
     Returns:
         [P,F*9], channel-major.
     """
-    padded = F.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1)  # [N,H+2,W+2,F]
+    _, channels, height, width = features.shape
+    cells = F.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1).reshape(-1, channels)  # [N*(H+2)*(W+2),F]
+    corner = (batch_index * (height + 2) + y) * (width + 2) + x  # top left tap of each patch
     step = torch.arange(3, device=features.device)
-    rows = (y[:, None] + step)[:, :, None]  # [P,3,1]
-    columns = (x[:, None] + step)[:, None, :]  # [P,1,3]
-    patches = padded[batch_index[:, None, None], rows, columns]  # [P,3,3,F]
-    return patches.permute(0, 3, 1, 2).flatten(1)
+    taps = (step[:, None] * (width + 2) + step[None, :]).reshape(-1)
+    # Patches overlap. Indexing sums their gradients with atomic additions, in an order that differs from run to run
+    # once there are threads; the gradient of an embedding has a fixed order, and a run can go on exactly.
+    patches = F.embedding(corner[:, None] + taps, cells)  # [P,9,F]
+    return patches.transpose(1, 2).flatten(1)
 
 
 class Head(nn.Module):
@@ -65,7 +68,9 @@ class Head(nn.Module):
         std: Standard deviation of the last weights.
     """
 
-    def __init__(self, in_channels: int, hidden: int, out_channels: int, *, bias: float = 0.0, std: float = 0.01) -> None:
+    def __init__(
+        self, in_channels: int, hidden: int, out_channels: int, *, bias: float = 0.0, std: float = 0.01
+    ) -> None:
         super().__init__()
         self.hidden = nn.Conv2d(in_channels, hidden, 3, padding=1)
         self.out = nn.Conv2d(hidden, out_channels, 1)

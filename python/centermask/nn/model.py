@@ -49,7 +49,7 @@ class Detections(NamedTuple):
     boxes: Tensor
     scores: Tensor
     labels: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # tuple.count is never wanted here
     mask_params: Tensor | None
     mask_features: Tensor | None
 
@@ -74,7 +74,8 @@ class CenterMask(nn.Module):
         self.backbone = Backbone(config.backbone, pretrained=pretrained)
         self.neck = Neck(config.neck, self.backbone.channels, config.neck_channels, lateral=config.lateral)
         self.heatmap = Head(channels, hidden, len(config.class_names), bias=HEATMAP_BIAS)
-        self.size = Head(channels, hidden, 2)
+        # Objects start at 8x8 cells. A linear head that started around 0 would have no gradient where it is below.
+        self.size = Head(channels, hidden, 2, bias=EXP_BASE if config.box_coding == "linear" else 0.0)
         self.offset = Head(channels, hidden, 2, bias=0.5)
         if config.mask_head != "none":
             # The parameters are evaluated at K cells only, so twice the hidden channels cost next to nothing.
@@ -103,8 +104,8 @@ class CenterMask(nn.Module):
         Returns:
             [...,4] xyxy in cells (times 4: input pixels).
         """
-        offset = self.offset.at(patches)
-        size = decode_size(self.size.at(patches), self.config.box_coding)
+        offset = _widened(self.offset.at(patches))
+        size = decode_size(_widened(self.size.at(patches)), self.config.box_coding)
         center = torch.stack([x, y], dim=-1).to(offset.dtype) + offset
         return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
@@ -119,8 +120,8 @@ class CenterMask(nn.Module):
             Detections in input pixels.
         """
         dense = self.forward(images)
-        heatmap = dense.heatmap.float()
-        batch, classes, height, width = heatmap.shape
+        heatmap = _widened(dense.heatmap)
+        classes, height, width = heatmap.shape[1:]
         peak = F.max_pool2d(heatmap, 3, stride=1, padding=1)
         lowest = torch.full_like(heatmap, float("-inf"))
         flat = torch.where(heatmap == peak, heatmap, lowest).flatten(1)  # [N,C*128*128]
@@ -131,20 +132,26 @@ class CenterMask(nn.Module):
         x = index - y * width
 
         scores = torch.sigmoid(logits)
-        valid = scores >= score_threshold  # [N,K], true rows first
+        # With a threshold of 0 the cells that are no peaks, of score 0, must still stay out.
+        valid = (scores >= score_threshold) & (logits > float("-inf"))  # [N,K], true rows first
         patches = gather_patches(dense.features, index)  # [N,K,F*9]
         boxes = self.boxes_at(patches, y, x) * STRIDE  # [N,K,4]
         params = None
         if self.mask_params is not None:
-            params = torch.where(valid[:, :, None], self.mask_params.at(patches), 0.0)  # [N,K,P]
+            params = torch.where(valid[:, :, None], _widened(self.mask_params.at(patches)), 0.0)  # [N,K,P]
         return Detections(
             boxes=torch.where(valid[:, :, None], boxes, 0.0),
             scores=torch.where(valid, scores, 0.0),
             labels=torch.where(valid, labels, -1),
             count=valid.sum(dim=1),
             mask_params=params,
-            mask_features=dense.mask_features,
+            mask_features=None if dense.mask_features is None else _widened(dense.mask_features),
         )
+
+
+def _widened(values: Tensor) -> Tensor:
+    """At least float32: in half precision a place beyond cell 128 would be off by an eighth of a cell."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def decode_size(raw: Tensor, coding: BoxCoding) -> Tensor:
@@ -175,10 +182,11 @@ def dynamic_mask_logits(mask_features: Tensor, params: Tensor, boxes: Tensor, ba
     scale = 2.0 / (boxes[:, 2:] - boxes[:, :2]).amax(dim=1).clamp(min=1.0)
     relative_x = ((x - center[:, :1]) * scale[:, None])[:, None, :].expand(-1, height, -1)
     relative_y = ((y - center[:, 1:]) * scale[:, None])[:, :, None].expand(-1, -1, width)
-    w0, w1, w2, b0, b1, b2 = params.split([80, 64, 8, 8, 8, 1], dim=1)
+    w0, w1, w2, b0, b1, b2 = torch.split(params, [80, 64, 8, 8, 8, 1], dim=1)
     w0 = w0.reshape(count, 8, 2 + channels)
-    # The features' share of the first layer needs no copy of the features for each instance beyond the gather.
-    inputs = torch.cat([torch.stack([relative_x, relative_y], 1).flatten(2), mask_features[batch_index].flatten(2)], 1)
+    # index_select, since its gradient is summed in a fixed order; that of plain indexing is not.
+    features = mask_features.index_select(0, batch_index).flatten(2)
+    inputs = torch.cat([torch.stack([relative_x, relative_y], 1).flatten(2), features], 1)
     v = torch.relu(torch.baddbmm(b0[:, :, None], w0, inputs))  # [P,8,h*w]
     v = torch.relu(torch.baddbmm(b1[:, :, None], w1.reshape(count, 8, 8), v))
     v = torch.baddbmm(b2[:, :, None], w2.reshape(count, 1, 8), v)
@@ -211,5 +219,6 @@ def shape_mask_probability(
     grid = torch.stack([u[:, None, :].expand(-1, height, -1), v[:, :, None].expand(-1, -1, width)], dim=-1)
     shape = params.reshape(-1, 1, side, side)
     resized = F.grid_sample(shape, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
-    channel = labels if channels > 1 else torch.zeros_like(labels)
-    return torch.sigmoid(resized) * torch.sigmoid(mask_features[batch_index, channel])
+    plane = batch_index * channels + labels if channels > 1 else batch_index
+    # index_select, since its gradient is summed in a fixed order; that of plain indexing is not.
+    return torch.sigmoid(resized) * torch.sigmoid(mask_features.flatten(0, 1).index_select(0, plane))

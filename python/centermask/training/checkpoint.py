@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +76,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
                 raise OSError(f"cannot write {path}: {error}") from error
             file.flush()
             os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # a temporary file is private; a model need not be
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -100,18 +100,69 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
+    except OSError:
+        raise
+    except Exception as error:  # torch's readers let all kinds escape, by the place where the bytes are wrong
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{path} is not a centermask checkpoint (models of other projects: centermask convert)")
-    if values["version"] > VERSION:
-        raise ValueError(f"{path} has checkpoint version {values['version']}; this centermask reads up to {VERSION}")
-    return Checkpoint(
-        ModelConfig.from_dict(values["config"]), values["model"], values.get("training", {}), values.get("info", {})
-    )
+    version = values.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise ValueError(f"{path} has checkpoint version {version}; this centermask reads up to {VERSION}")
+    try:
+        config = ModelConfig.from_dict(values["config"])
+        weights = {name: value for name, value in values["model"].items() if isinstance(value, Tensor)}
+        if len(weights) != len(values["model"]):
+            raise ValueError("not all weights are tensors")
+        return Checkpoint(config, weights, dict(values.get("training", {})), dict(values.get("info", {})))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is a damaged checkpoint: {type(error).__name__}: {error}") from error
 
 
 def slim_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint for use only: weights in float16, no state of the run."""
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in checkpoint.model.items()}
+    """A checkpoint for use only: weights in float16, no state of the run.
+
+    What float16 cannot hold (variances above 65504, say) stays as it is.
+    """
+    weights = {k: _halved(v) if v.is_floating_point() else v for k, v in checkpoint.model.items()}
     return Checkpoint(checkpoint.config, weights, {}, checkpoint.info)
+
+
+def _halved(weight: Tensor) -> Tensor:
+    half = weight.half()
+    return half if bool(half.isfinite().all()) else weight
+
+
+def _umask() -> int:
+    # The system tells the mask only to those who set it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def rows_by_class(
+    checkpoint: Checkpoint, class_names: Sequence[str], target: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Weights of a checkpoint, with the rows of what is predicted for each class in the order of other classes.
+
+    Args:
+        checkpoint: Where the weights come from.
+        class_names: The classes of the model that takes them.
+        target: That model's weights; the rows of classes that the checkpoint does not know are taken from here.
+    """
+    old = {name: row for row, name in enumerate(checkpoint.config.class_names)}
+    shared = [(new, old[name]) for new, name in enumerate(class_names) if name in old]
+    weights = dict(checkpoint.model)
+    layers = ["heatmap.out"]
+    if checkpoint.config.mask_head == "shape" and checkpoint.config.mask_channels > 1:
+        layers.append("mask_features.out")
+    for key in [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]:
+        source = weights.pop(key, None)
+        if source is None or key not in target or source.shape[1:] != target[key].shape[1:] or not shared:
+            continue
+        rows = target[key].clone()
+        for new, row in shared:
+            rows[new] = source[row].to(rows.dtype)
+        weights[key] = rows
+    return weights

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
@@ -19,10 +20,17 @@ from tqdm import tqdm
 
 from centermask.nn.model import CenterMask
 from centermask.training.augment import TrainTransform
-from centermask.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, slim_checkpoint
-from centermask.training.data import CocoDataset, load_datasets, repeat_factors, sample_weights
+from centermask.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    rows_by_class,
+    save_checkpoint,
+    slim_checkpoint,
+)
+from centermask.training.coco_reader import read_json
+from centermask.training.data import CocoDataset, load_datasets, repeat_factors
 from centermask.training.loader import TrainBatch, make_loader
-from centermask.training.objective import Objective, default_model_config, first_bad_layer
+from centermask.training.objective import LossTask, Objective, default_model_config, first_bad_layer
 from centermask.training.settings import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -69,12 +77,13 @@ def freeze_backbone(model: CenterMask, stages: int) -> list[nn.Module]:
         return frozen
     seen = 0
     for name, child in model.backbone.body.named_children():
-        # A stage is a Sequential in timm's models (layer1 ...); EfficientNets keep theirs in one called blocks.
+        # A stage is layer1 ..., stages_0 ...; EfficientNets keep theirs in one module called blocks.
         for part in child.children() if name == "blocks" else [child]:
-            if isinstance(part, nn.Sequential):
-                seen += 1
+            seen += name == "blocks" or name.startswith(("layer", "stage"))
             if seen <= stages:
                 frozen.append(part.requires_grad_(False))
+    if seen < stages:
+        raise ValueError(f"train: cannot freeze {stages} stages of {model.config.backbone}, which shows {seen}")
     return frozen
 
 
@@ -94,6 +103,8 @@ class Trainer:
         self.config = config
         self.evaluate = evaluate
         self.out = Path(config.out)
+        if not config.resume and (self.out / "last.pt").exists():
+            raise ValueError(f"train: {self.out} holds a run already: resume it, or choose another folder")
         self.fabric = lightning.Fabric(
             accelerator=config.accelerator,
             devices=config.devices,
@@ -114,8 +125,9 @@ class Trainer:
             self.data.fill_cache()
         self.val = self._load_val()
         model_config = default_model_config(config, tuple(self.data.class_names), tuple(self.data.category_ids))
-        self.model = CenterMask(model_config, pretrained=config.pretrained and not config.init_from)
-        if config.init_from:
+        fresh = not (config.init_from or config.resume)
+        self.model = CenterMask(model_config, pretrained=config.pretrained and fresh)
+        if config.init_from and not config.resume:
             self._init_from(Path(config.init_from))
         self.frozen = freeze_backbone(self.model, config.freeze_stages)
         rate = config.learning_rate * config.batch_size / 16
@@ -153,28 +165,39 @@ class Trainer:
         folders = [Path(p) for p in self.config.data if split and (Path(p) / f"{split}.json").is_file()]
         if not folders or self.evaluate is None:
             return None
-        return load_datasets(folders, split, classes=self.data.class_names)
+        # A set that came without this split may be the only one that has a class.
+        there = {name for folder in folders for name in read_json(folder, split).categories.values()}
+        classes = [name for name in self.data.class_names if name in there]
+        if len(classes) < len(self.data.class_names):
+            missing = [name for name in self.data.class_names if name not in there]
+            logger.warning("no %s data has the classes %s: they are not evaluated", split, missing)
+        return load_datasets(folders, split, classes=classes) if classes else None
 
     def _factors(self) -> Any:
         factors = repeat_factors(self.data, self.config.repeat_threshold)
         if self.config.data_weights:
-            weights = dict(zip(self.data.sources, self.config.data_weights, strict=True))
-            factors = factors * sample_weights(self.data, weights)
+            # By number: two folders may have the same name.
+            factors = factors * np.array(self.config.data_weights)[[r.source for r in self.data.records]]
         return factors
 
     def _average(self) -> AveragedModel:
         decay = self.config.ema
 
-        def ramped(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        def ramped(averaged: Any, current: Any, count: Tensor | int) -> None:
             # Young averages forget quickly, so that the random start does not linger for thousands of steps.
             keep = min(decay, (1 + int(count)) / (10 + int(count)))
-            return averaged * keep + current * (1 - keep)
+            if averaged[0].is_floating_point():
+                torch._foreach_mul_(averaged, keep)
+                torch._foreach_add_(averaged, current, alpha=1 - keep)
+            else:
+                torch._foreach_copy_(averaged, current)  # counters of batches
 
-        return AveragedModel(self.model, avg_fn=ramped, use_buffers=True)
+        return AveragedModel(self.model, multi_avg_fn=ramped, use_buffers=True)
 
     def _init_from(self, path: Path) -> None:
-        source = load_checkpoint(path).model
+        checkpoint = load_checkpoint(path)
         target = self.model.state_dict()
+        source = rows_by_class(checkpoint, self.model.config.class_names, target)
         fitting = {k: v.to(target[k].dtype) for k, v in source.items() if k in target and v.shape == target[k].shape}
         if not fitting:
             raise ValueError(f"{path}: no weight fits {self.model.config.name}")
@@ -217,6 +240,8 @@ class Trainer:
                 f"{self.out / 'last.pt'} was written for {checkpoint.config.name} with other classes or sizes "
                 f"than the settings given now ({self.model.config.name})"
             )
+        for name, (before, now) in self.config.differences(state["settings"]).items():
+            logger.warning("%s was %s and is now %s: the run goes on, but not as if never stopped", name, before, now)
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
@@ -243,16 +268,21 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Trains to the end; returns the last evaluation."""
         result: dict[str, Any] = {}
-        for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
+        epochs = self.config.epochs
+        # A run that was stopped after its last step still has its last evaluation to do.
+        for epoch in range(min(self.step // self.steps_per_epoch, epochs - 1), epochs):
             self._epoch(epoch)
-            last = epoch + 1 == self.config.epochs
-            if self.val is not None and self.evaluate is not None and (last or (epoch + 1) % self.config.eval_every == 0):
+            last = epoch + 1 == epochs
+            evaluated = self.val is not None and (last or (epoch + 1) % self.config.eval_every == 0)
+            if evaluated:
                 result = self._evaluate(epoch)
-            self.save()
+            # Epochs of a small data set take seconds: not each of them is worth a file of 100 MB.
+            if last or evaluated or time.monotonic() - self.saved_at > min(60.0, self.config.save_minutes * 60):
+                self.save()
         if self.fabric.is_global_zero:
             final = slim_checkpoint(self._checkpoint(self._info(result)))
             save_checkpoint(self.out / "final.pt", final)
-            if not (self.out / "best.pt").exists():
+            if not self.best:
                 save_checkpoint(self.out / "best.pt", final)
         return result
 
@@ -264,6 +294,8 @@ class Trainer:
     def _epoch(self, epoch: int) -> None:
         self._train_mode()
         done = self.step - epoch * self.steps_per_epoch
+        if done >= self.steps_per_epoch:
+            return
         self.sampler.set_epoch(epoch, done * (self.config.batch_size // self.fabric.world_size))
         bar = tqdm(
             total=self.steps_per_epoch,
@@ -282,7 +314,9 @@ class Trainer:
                 bar.update()
                 if self.step % 10 == 0:
                     self.fabric.log_dict({f"train/{k}": v for k, v in terms.items()}, self.step)
-                if time.monotonic() - self.saved_at > self.config.save_minutes * 60:
+                # Not after the epoch's last step: its evaluation would be missed by a run that goes on from there.
+                inside = self.step % self.steps_per_epoch != 0
+                if inside and time.monotonic() - self.saved_at > self.config.save_minutes * 60:
                     self.save()
 
     def _batches(self) -> Iterator[TrainBatch]:
@@ -303,19 +337,25 @@ class Trainer:
         self.generator.manual_seed(hash((config.seed, self.step, self.fabric.global_rank)) % 2**63)
         count = torch.tensor(float(len(batch.labels)), device=self.fabric.device)
         normaliser = self.fabric.all_reduce(count, reduce_op="mean")
-        terms = self.wrapped(batch, self.generator, torch.as_tensor(normaliser).clamp(min=1.0))
+        terms = self.wrapped(LossTask(batch, self.generator, torch.as_tensor(normaliser).clamp(min=1.0)))
         total = torch.stack(list(terms.values())).sum()
         if not bool(total.isfinite()):
             self._explain(terms, batch)
         self.fabric.backward(total)
-        norm = math.nan
-        if config.clip > 0:
+        try:
             clipped = self.fabric.clip_gradients(
-                self.wrapped, self.optimizer, max_norm=config.clip, error_if_nonfinite=False
+                self.wrapped,
+                self.optimizer,
+                max_norm=config.clip or math.inf,
+                # In fp16 the loss is scaled, and the scaler leaves out a step that overflows.
+                error_if_nonfinite=config.precision != "fp16",
             )
-            norm = float(clipped) if clipped is not None else math.nan
-            if config.precision != "fp16" and not math.isfinite(norm):
-                self._explain(terms, batch)
+        except RuntimeError as error:  # raised before the norm has spread to all gradients
+            if "non-finite" not in str(error):
+                raise
+            self._explain(terms, batch)
+            raise
+        norm = float(clipped) if clipped is not None else math.nan
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
@@ -326,7 +366,8 @@ class Trainer:
 
     def _explain(self, terms: Mapping[str, Tensor], batch: TrainBatch) -> None:
         bad = [name for name, value in terms.items() if not bool(value.isfinite())]
-        layer = first_bad_layer(self.objective, batch)
+        with self.fabric.autocast():
+            layer = first_bad_layer(self.objective, batch)
         gradients = [
             name
             for name, parameter in self.model.named_parameters()

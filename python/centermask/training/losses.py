@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def focal_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
+def focal_loss(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, *, alpha: float = 2.0, beta: float = 4.0
+) -> Tensor:
     """CornerNet's penalty-reduced focal loss on logits.
 
     With p = sigmoid(logit) it is -(1-p)^alpha log p where target is 1 and -(1-target)^beta p^alpha log(1-p) elsewhere.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -33,6 +34,24 @@ def heatmap_weights(batch: TrainBatch, target: Tensor) -> Tensor:
     return weight
 
 
+class LossTask:
+    """What `Objective` computes the loss of.
+
+    A plain class on purpose: Fabric looks into tuples, dictionaries and dataclasses, and in mixed precision would round
+    the boxes in them to 8 bits.
+
+    Args:
+        batch: See `TrainBatch`.
+        generator: Source of randomness, on the batch's device.
+        normaliser: Number of instances that the sums are divided by (over processes: their mean).
+    """
+
+    def __init__(self, batch: TrainBatch, generator: torch.Generator, normaliser: Tensor) -> None:
+        self.batch = batch
+        self.generator = generator
+        self.normaliser = normaliser
+
+
 class Objective(nn.Module):
     """Loss terms of a batch.
 
@@ -57,30 +76,25 @@ class Objective(nn.Module):
         """Compiles the dense part; the losses, whose shapes change with each batch, stay as they are."""
         self.dense = torch.compile(self.model.forward, dynamic=False)
 
-    def forward(self, batch: TrainBatch, generator: torch.Generator, normaliser: Tensor) -> dict[str, Tensor]:
-        """Weighted loss terms.
-
-        Args:
-            batch: See `TrainBatch`.
-            generator: Source of randomness, on the batch's device.
-            normaliser: Number of instances that the sums are divided by (over processes: their mean).
-
-        Returns:
-            Scalars `heatmap`, `box` and, with a mask head, `mask`; their sum is to be minimised.
-        """
-        images = (batch.image.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        if self.model.config.preprocess.color == "bgr":
-            images = images.flip(1)
-        dense: DenseOutputs = self.dense(images)
+    def forward(self, task: LossTask) -> dict[str, Tensor]:
+        """Weighted loss terms: scalars `heatmap`, `box` and, with a mask head, `mask`; their sum is to be minimised."""
+        dense: DenseOutputs = self.dense(self.normalised(task.batch))
         # Losses are in float32 whatever the network ran in.
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(dense.heatmap.device.type, enabled=False):
             dense = DenseOutputs(*(None if t is None else t.float() for t in dense))  # type: ignore[arg-type]
-            return self.losses(dense, batch, generator, normaliser)
+            return self.losses(dense, task.batch, task.generator, task.normaliser)
+
+    def normalised(self, batch: TrainBatch) -> Tensor:
+        """The network's input [N,3,S,S] float32, as `centermask.preprocess` makes it."""
+        images = batch.image.permute(0, 3, 1, 2)
+        if self.model.config.preprocess.color == "bgr":
+            images = images.flip(1)  # mean and std are in the network's own order
+        return (images.float() - self.mean) / self.std
 
     def losses(
         self, dense: DenseOutputs, batch: TrainBatch, generator: torch.Generator, normaliser: Tensor
     ) -> dict[str, Tensor]:
-        """The terms from the dense outputs; see `forward`."""
+        """The terms from the dense outputs; arguments as of `LossTask`."""
         config = self.config
         shape = dense.heatmap.shape
         height, width = shape[2:]
@@ -96,7 +110,8 @@ class Objective(nn.Module):
         }
         if dense.mask_features is not None:
             some = min(config.mask_samples, config.box_samples)
-            keep = torch.arange(len(cells.instance), device=boxes.device).view(-1, config.box_samples)[:, :some].flatten()
+            keep = torch.arange(len(cells.instance), device=boxes.device).view(-1, config.box_samples)
+            keep = keep[:, :some].flatten()
             whole = len(keep)
             if whole > config.mask_limit:
                 # A crowd's masks would need gigabytes; a random part of them has the same mean.
@@ -114,7 +129,9 @@ class Objective(nn.Module):
             loss = giou_loss(model.boxes_at(patches, cells.y, cells.x), target)
         else:
             # CenterNet: L1 on the size (weight 0.1) and on the offset from the cell.
-            size = decode_size(model.size.at(patches), model.config.box_coding)
+            size = model.size.at(patches)
+            if model.config.box_coding == "exp":
+                size = decode_size(size, "exp")  # a linear size is learned as it is: cut off at 0 it has no gradient
             center = (target[:, :2] + target[:, 2:]) / 2
             offset = center - torch.stack([cells.x, cells.y], dim=1).to(center.dtype)
             loss = (
@@ -150,11 +167,12 @@ class Objective(nn.Module):
         return dice_loss(probability, target, region).sum()
 
 
+@torch.no_grad()
 def first_bad_layer(objective: Objective, batch: TrainBatch) -> str:
     """Runs the network once more and names the first layer whose output is not finite ("" if all are)."""
     found: list[str] = []
 
-    def watch(name: str) -> object:
+    def watch(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             tensors = output if isinstance(output, list | tuple) else [output]
             if not found and any(isinstance(t, Tensor) and not bool(t.isfinite().all()) for t in tensors):
@@ -163,22 +181,27 @@ def first_bad_layer(objective: Objective, batch: TrainBatch) -> str:
         return hook
 
     model = objective.model
-    handles = [
-        m.register_forward_hook(watch(n))  # type: ignore[arg-type]
-        for n, m in model.named_modules()
-        if not list(m.children())
-    ]
+    handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if not list(m.children())]
     try:
-        with torch.no_grad():
-            images = (batch.image.permute(0, 3, 1, 2).float() - objective.mean) / objective.std
-            model(images)
+        features = model(objective.normalised(batch)).features
+        # Training reads these at some cells only; one picture at a time, since everywhere they are large.
+        for head in filter(None, (model.size, model.offset, model.mask_params)):
+            for feature in features:
+                head(feature[None])
     finally:
         for handle in handles:
             handle.remove()
     return found[0] if found else ""
 
 
-def default_model_config(config: TrainConfig, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> ModelConfig:
+def default_model_config(
+    config: TrainConfig, class_names: tuple[str, ...], category_ids: tuple[int, ...]
+) -> ModelConfig:
     """The model that the settings ask for, for these classes."""
-    model = ModelConfig.from_name(config.model, class_names=class_names, category_ids=category_ids)
+    backbone, *parts = config.model.rsplit("-", 2)
+    if len(parts) == 2:
+        config_name = "-".join((backbone, config.neck or parts[0], config.mask_head or parts[1]))
+    else:
+        config_name = config.model  # from_name says what is wrong with it
+    model = ModelConfig.from_name(config_name, class_names=class_names, category_ids=category_ids)
     return replace(model, preprocess=replace(model.preprocess, size=config.size))

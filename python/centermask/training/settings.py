@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-Precision = Literal["32", "bf16", "fp16"]
+BYSTANDERS = frozenset(
+    {"out", "resume", "init_from", "pretrained", "val_split", "workers", "cache", "eval_every", "save_minutes"}
+)
+"""Settings that may differ when a run goes on: it takes the same course."""
 
 
 def option(default: Any, text: str) -> Any:
@@ -17,8 +21,10 @@ def option(default: Any, text: str) -> Any:
 class TrainConfig:
     """Settings of `centermask train`; see each field's help."""
 
-    data: tuple[str, ...] = option((), "folders with train.json, val.json and images/; several are joined by class name")
+    data: tuple[str, ...] = option((), "folders with train.json, val.json, images/; several are joined by class name")
     model: str = option("lite0-dcn-dynamic", "<backbone>-<dcn|conv>-<dynamic|shape|none>")
+    neck: Literal["dcn", "conv"] | None = option(None, "in place of the one in the model's name")
+    mask_head: Literal["dynamic", "shape", "none"] | None = option(None, "in place of the one in the model's name")
     out: str = option("runs/train", "folder for checkpoints and logs")
     classes: tuple[str, ...] = option((), "class names to learn, in this order; default: all")
     epochs: int = option(60, "passes over the data")
@@ -36,7 +42,7 @@ class TrainConfig:
     warmup_steps: int = option(300, "steps of linear warm-up")
     clip: float = option(10.0, "largest gradient norm; 0 for no clipping")
     ema: float = option(0.998, "decay of the averaged weights that are evaluated and exported; 0 for none")
-    precision: Precision = option("32", "32, bf16 or fp16 (automatic mixed precision)")
+    precision: Literal["32", "bf16", "fp16"] = option("32", "32, bf16 or fp16 (automatic mixed precision)")
     freeze_stages: int = option(0, "backbone stages to keep as they are, counted from the input")
     compile: bool = option(False, "torch.compile the network")
 
@@ -62,6 +68,12 @@ class TrainConfig:
     devices: int = option(1, "processes on this machine; torchrun sets them by itself")
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(TrainConfig).items():
+            optional = type(None) in get_args(kind)
+            choices = next((get_args(part) for part in (kind, *get_args(kind)) if get_origin(part) is Literal), None)
+            value = getattr(self, name)
+            if choices and value not in choices and not (optional and value is None):
+                raise ValueError(f"train: {name} must be one of {choices}, got {value!r}")
         for name in ("epochs", "batch_size", "box_samples", "mask_samples", "mask_limit", "eval_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train: {name} must be at least 1, got {getattr(self, name)}")
@@ -69,6 +81,27 @@ class TrainConfig:
             raise ValueError(f"train: size must be a multiple of 32 and at least 64, got {self.size}")
         if self.data_weights and len(self.data_weights) != len(self.data):
             raise ValueError(f"train: data_weights needs one number for each of {len(self.data)} data sets")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"train: scale must be low,high with 0 < low <= high, got {self.scale}")
         for name in ("learning_rate", "save_minutes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train: {name} must be positive, got {getattr(self, name)}")
+        for name in ("clip", "warmup_steps", "freeze_stages", "mask_jitter", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"train: {name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train: ema must be at least 0 and below 1, got {self.ema}")
+
+    def differences(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """The settings that change the course of a run: {name: (saved value, value now)}.
+
+        Args:
+            saved: Settings as they stand in a checkpoint; those that it does not name are left out.
+        """
+        result: dict[str, tuple[Any, Any]] = {}
+        for name in (f.name for f in fields(self) if f.name not in BYSTANDERS):
+            now = getattr(self, name)
+            now = list(now) if isinstance(now, tuple) else now
+            if name in saved and saved[name] != now:
+                result[name] = (saved[name], now)
+        return result

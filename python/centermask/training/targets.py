@@ -10,6 +10,9 @@ from torch import Tensor
 
 Radius = Literal["cornernet", "iou0.3"]
 
+CHUNK = 256
+"""Objects whose Gaussians are drawn at a time: a batch of 16 crowds holds thousands, each a whole map."""
+
 
 def gaussian_radius(width: Tensor, height: Tensor, rule: Radius = "cornernet") -> Tensor:
     """How far from an object's centre a peak still counts as nearly right, in cells.
@@ -63,8 +66,16 @@ def heatmap_targets(
     """
     batch, classes, height, width = shape
     heatmap = torch.zeros(batch * classes, height, width, device=boxes.device)
-    if boxes.shape[0] == 0:
-        return heatmap.view(shape)
+    for start in range(0, boxes.shape[0], CHUNK):
+        some = slice(start, start + CHUNK)
+        bumps = _gaussians(boxes[some], height, width, rule)
+        plane = (batch_index[some] * classes + labels[some])[:, None, None].expand_as(bumps)
+        heatmap.scatter_reduce_(0, plane, bumps, "amax")
+    return heatmap.view(shape)
+
+
+def _gaussians(boxes: Tensor, height: int, width: int, rule: Radius) -> Tensor:
+    """The bump of each box [T,4] on the whole map: [T,H,W]."""
     x, y = center_cells(boxes, height, width)
     extent = (boxes[:, 2:] - boxes[:, :2]).ceil()
     radius = gaussian_radius(extent[:, 0], extent[:, 1], rule).floor()
@@ -76,9 +87,7 @@ def heatmap_targets(
         inside = distance.abs() <= radius[:, None]
         return torch.exp(-(distance**2) / (2 * sigma[:, None] ** 2)) * inside
 
-    bumps = profile(rows)[:, :, None] * profile(columns)[:, None, :]  # [T,H,W]
-    plane = (batch_index * classes + labels)[:, None, None].expand_as(bumps)
-    return heatmap.scatter_reduce(0, plane, bumps, "amax").view(shape)
+    return profile(rows)[:, :, None] * profile(columns)[:, None, :]
 
 
 def center_cells(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
