@@ -178,8 +178,10 @@ def _add_eval(commands: Any) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from centermask.files import write_atomically
+    from centermask.files import make_room, write_atomically
 
+    if options.json:
+        make_room(options.json)
     try:
         from centermask.training.evaluate import evaluate_file
     except ModuleNotFoundError as error:
@@ -245,7 +247,12 @@ def _export(options: argparse.Namespace) -> int:
         name, separator, file = entry.partition("=")
         if not separator:
             raise ValueError(f"--ap must be NAME=FILE, got {entry!r}")
-        figures = json.loads(Path(file).read_text())
+        try:
+            figures = json.loads(Path(file).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{file}: not JSON: {error}") from None
+        if not isinstance(figures, dict):
+            raise ValueError(f"{file}: expected the figures of `eval --json`, got {type(figures).__name__}")
         keys = ("box_ap", "box_ap50", "mask_ap", "mask_ap50")
         average_precisions |= {f"{name} {key}": figures[key] for key in keys if figures.get(key) is not None}
     start = time.perf_counter()

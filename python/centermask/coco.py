@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from centermask.files import write_atomically
+
 IouType: TypeAlias = Literal["bbox", "segm"]
 
 _PREFIX: dict[str, str] = {"bbox": "box", "segm": "mask"}
@@ -27,14 +29,8 @@ def write_results(path: str | os.PathLike[str], results: Sequence[Mapping[str, A
         path: The file; its folder must exist.
         results: As `Instances.to_coco` makes them; RLE counts may be bytes or str.
     """
-    target = Path(path)
     text = json.dumps([_json_ready(result) for result in results], allow_nan=False)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(text, encoding="ascii")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, text.encode("ascii"))
 
 
 def read_results(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -51,11 +47,16 @@ def read_results(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise ValueError(f"{name}: not JSON: {error}") from error
     if not isinstance(results, list):
         raise ValueError(f"{name}: COCO results must be a list, got {type(results).__name__}")
+    check_results(results, name)
+    return results
+
+
+def check_results(results: Iterable[Any], name: str) -> None:
+    """Raises ValueError, with `name`, entry and cause, where an entry is no COCO result (see `read_results`)."""
     for i, result in enumerate(results):
         cause = _result_problem(result)
         if cause is not None:
             raise ValueError(f"{name}: result {i}: {cause}")
-    return results
 
 
 def evaluate_coco(
@@ -156,6 +157,11 @@ def _result_problem(result: Any) -> str | None:
     missing = [key for key in ("image_id", "category_id", "score") if key not in result]
     if missing:
         return f"lacks {', '.join(missing)}"
+    if not isinstance(result["image_id"], int | str) or not isinstance(result["category_id"], int):
+        return f"image_id and category_id must be ids, got {result['image_id']!r} and {result['category_id']!r}"
+    mask = result.get("segmentation", [])
+    if not isinstance(mask, list) and not (isinstance(mask, dict) and {"size", "counts"} <= set(mask)):
+        return "segmentation must be polygons, or an RLE with size and counts"
     if "bbox" not in result and "segmentation" not in result:
         return "lacks bbox and segmentation"
     box = result.get("bbox")

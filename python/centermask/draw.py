@@ -108,7 +108,7 @@ def draw_instances(
         raise ValueError(f"draw: opacity must be in 0..1, got {opacity}")
     if line_width is not None and line_width < 1:
         raise ValueError(f"draw: line_width must be at least 1, got {line_width}")
-    canvas = image.copy()
+    canvas: NDArray[np.uint8] = image.copy()
     anchors: dict[int, tuple[int, int]] = {}  # the top of each drawn mask, where its label points
     sizes = _Sizes.of(height, width, line_width)
     colors = _colors(instances, color_by)

@@ -10,6 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def make_room(path: str | os.PathLike[str]) -> None:
+    """Makes the folder of a file that is to be written after long work, so that the work is not in vain.
+
+    Raises:
+        OSError: The folder cannot be made, or `path` is a folder itself.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder, a file is wanted")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def write_image(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
     """Writes BGR `[H, W, 3]` in the format that the suffix names; the file appears complete or not at all.
 

@@ -294,7 +294,7 @@ def _rebuild(*values: Any) -> Instances:
 
 
 def _read_only(values: ArrayLike, dtype: Any) -> NDArray[Any]:
-    array = np.asarray(values, dtype).view()
+    array: NDArray[Any] = np.asarray(values, dtype).view()
     array.setflags(write=False)
     return array
 

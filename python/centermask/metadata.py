@@ -101,7 +101,12 @@ class ModelInfo:
         Raises:
             ModelFileError: An entry is missing or cannot be read, or the contract is newer than this version.
         """
-        return _Reader(metadata, source).info()
+        try:
+            return _Reader(metadata, source).info()
+        except ModelFileError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:  # a value of another kind than its key promises
+            raise ModelFileError(f"{source}: the metadata cannot be read: {error}") from None
 
 
 class _Reader:

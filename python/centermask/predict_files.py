@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from centermask import __version__
-from centermask.files import temporary_path, write_atomically, write_image
+from centermask.files import make_room, temporary_path, write_atomically, write_image
 from centermask.instances import Instances
 from centermask.metadata import ModelInfo
 from centermask.predictor import Predictor
@@ -27,6 +27,9 @@ from centermask.preprocess import load_image
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 _WRITABLE = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+
+_FAILURES = (ValueError, OSError, RuntimeError, MemoryError, cv2.error)
+"""What one picture or video can bring about; the others are still to be done."""
 
 
 class VideoError(ValueError):
@@ -44,8 +47,11 @@ def expand_inputs(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            found = sorted(entry for entry in path.iterdir() if _is_media(entry) and entry.is_file())
-            problem = "no picture or video in this folder"
+            try:
+                found = sorted(entry for entry in path.iterdir() if _is_media(entry) and entry.is_file())
+                problem = "no picture or video in this folder"
+            except OSError as error:
+                found, problem = [], f"this folder cannot be read: {error.strerror}"
         elif path.exists():
             found, problem = [path], ""
         elif glob.has_magic(text):
@@ -68,6 +74,8 @@ class CocoSink:
 
     def __init__(self, path: Path, info: ModelInfo) -> None:
         self.path = path
+        make_room(path)
+        self._kept = 0, 0
         self._document: dict[str, Any] = {
             "info": {"description": f"predicted by centermask {__version__} with {info.name}"},
             "images": [],
@@ -77,8 +85,9 @@ class CocoSink:
             "annotations": [],
         }
 
-    def add(self, name: str, result: Instances) -> None:
-        """Adds the instances of one picture, or of one frame of a video."""
+    def add(self, name: str, result: Instances, frame: int | None = None) -> None:
+        """Adds the instances of one picture, or of one frame of a video (then named `name#000012`)."""
+        name = name if frame is None else f"{name}#{frame:06d}"
         images, annotations = self._document["images"], self._document["annotations"]
         height, width = result.image_size
         images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height})
@@ -89,6 +98,13 @@ class CocoSink:
         for annotation, area in zip(result.to_coco(len(images)), areas, strict=True):
             annotations.append({"id": len(annotations) + 1, **annotation, "area": area, "iscrowd": 0})
 
+    def settle(self, done: bool) -> None:
+        """Ends a picture or video: keeps what was added for it, or takes it back if it failed."""
+        images, annotations = self._document["images"], self._document["annotations"]
+        if not done:
+            del images[self._kept[0] :], annotations[self._kept[1] :]
+        self._kept = len(images), len(annotations)
+
     def close(self) -> list[Path]:
         """Writes the file; returns what was written."""
         write_atomically(self.path, json.dumps(self._document).encode())
@@ -96,18 +112,22 @@ class CocoSink:
 
 
 class YoloSink:
-    """Writes YOLO-seg labels: `labels/<name>.txt`, a line for each instance (`class x y x y ...`, fractions 0..1).
+    """Writes YOLO-seg labels: `labels/<stem>.txt`, a line for each instance (`class x y x y ...`, fractions 0..1).
 
+    The stem is that of the picture, since YOLO finds labels by it; a frame of a video is `<stem>_000012`, and a second
+    picture of the same stem in one run `<stem>_2`.
     The format has one ring for each line: of a mask in several parts the largest is written, holes are not.
     """
 
     def __init__(self, folder: Path, info: ModelInfo) -> None:
         self.folder = folder
         self._info = info
+        self._taken: set[Path] = set()
+        self._pending: dict[Path, bytes] = {}
         (folder / "labels").mkdir(parents=True, exist_ok=True)
 
-    def add(self, name: str, result: Instances) -> None:
-        """Writes the labels of one picture."""
+    def add(self, name: str, result: Instances, frame: int | None = None) -> None:
+        """Adds the labels of one picture, or of one frame of a video."""
         height, width = result.image_size
         lines = []
         for i, label in enumerate(result.labels.tolist()):
@@ -115,8 +135,16 @@ class YoloSink:
             if ring is not None:
                 numbers = " ".join(f"{value:.6f}" for value in (ring / (width, height)).clip(0, 1).ravel())
                 lines.append(f"{label} {numbers}\n")
-        path = self.folder / "labels" / (Path(name).with_suffix("").as_posix().replace("/", "_") + ".txt")
-        write_atomically(path, "".join(lines).encode())
+        stem = Path(name).stem if frame is None else f"{Path(name).stem}_{frame:06d}"
+        path = _free_path(self.folder / "labels" / f"{stem}.txt", self._taken)
+        self._pending[path] = "".join(lines).encode()
+
+    def settle(self, done: bool) -> None:
+        """Ends a picture or video: writes what was added for it, or drops it if it failed."""
+        pending, self._pending = self._pending, {}
+        if done:
+            for path, text in pending.items():
+                write_atomically(path, text)
 
     def close(self) -> list[Path]:
         """Writes `data.yaml` with the class names; returns what was written."""
@@ -180,14 +208,26 @@ def predict_files(
             else:
                 target = _free_path(out / (file.stem + _output_suffix(file)), taken)
                 line = _predict_picture(predictor, file, target, name, sinks, tally)
-        except (ValueError, OSError) as error:
+            for sink in sinks:
+                sink.settle(done=True)
+        except _FAILURES as error:
+            for sink in sinks:
+                sink.settle(done=False)
             tally.failed += 1
-            print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
+            print(f"{prefix}error: {_explained(error, name)}", file=sys.stderr, flush=True)
             continue
         remaining = (perf_counter() - start) / number * (len(files) - number)
         eta = f", {remaining:.0f} s left" if remaining > 10 else ""
         print(f"{prefix}{name}: {line}{eta}", flush=True)
     return tally
+
+
+def _explained(error: BaseException, name: str) -> str:
+    if isinstance(error, (ValueError, OSError)):
+        return str(error)  # these name the file themselves
+    if isinstance(error, MemoryError):
+        return f"{name}: not enough memory: {error}"
+    return f"{name}: {error}"
 
 
 def _output_suffix(file: Path) -> str:
@@ -237,7 +277,7 @@ def _predict_video(
             result = predictor(image)
             write(result.draw(image), rate)
             for sink in sinks:
-                sink.add(f"{name}#{frames:06d}", result)
+                sink.add(name, result, frames)
             tally.add(predictor, result)
             frames, instances, seconds = frames + 1, instances + len(result), seconds + predictor.timing.total
             if sys.stderr.isatty():

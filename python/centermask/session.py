@@ -123,7 +123,11 @@ class OnnxNetwork:
         """See `Network`."""
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.float32:
             raise ValueError(f"images must be float32 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
-        return NetworkOutput(*self._session.run(self._outputs, {"image": images}))
+        try:
+            return NetworkOutput(*self._session.run(self._outputs, {"image": images}))
+        except Exception as error:  # the runtime's exceptions share no base class of their own
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise RuntimeError(f"{self.path} failed on an input of {list(images.shape)}: {reason}") from error
 
 
 def import_onnxruntime() -> Any:
@@ -172,6 +176,8 @@ def explain_failure(path: Path, message: str, version: str) -> str:
             f"{path}: needs onnxruntime >= 1.25, which brought ai.onnx DeformConv; installed is {version}. "
             "pip install -U onnxruntime (needs Python >= 3.11)"
         )
+    if path.suffix in (".pt", ".pth", ".ckpt"):
+        return f"{path}: a checkpoint is not what runs here: make an .onnx file of it with `centermask export`"
     if "INVALID_PROTOBUF" in message or "Protobuf parsing failed" in message:
         return f"{path}: not an ONNX model (cannot be parsed)"
     return f"{path}: onnxruntime {version} cannot load it: {first_line}"

@@ -169,7 +169,7 @@ def test_yolo_labels(model: str, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["predict", str(folder), "-m", model, "-o", str(out), "--save-labels", "yolo"]) == 0
     labels = sorted((out / "labels").iterdir())
-    assert len(labels) == 3
+    assert [path.name for path in labels] == ["0.txt", "1.txt", "2.txt"]  # YOLO finds labels by the picture's stem
     assert labels[0].read_text() == ""
     (line,) = labels[1].read_text().splitlines()
     label, *numbers = line.split()
@@ -179,6 +179,98 @@ def test_yolo_labels(model: str, folder: Path, tmp_path: Path) -> None:
     radius = np.hypot(*(ring - (62, 70)).T)
     assert abs(radius - 30).max() < 2.5
     assert '0: "red"' in (out / "data.yaml").read_text()
+
+
+def test_yolo_labels_of_frames_and_of_equal_stems_do_not_replace_each_other(
+    model: str, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "sub").mkdir()
+    cv2.imwrite(str(folder / "sub" / "1.png"), tiny_model.picture(64, 64, []))
+    inputs = [str(make_video(tmp_path / "clip.avi", 3)), str(folder / "1.png"), str(folder / "sub" / "1.png")]
+    assert main(["predict", *inputs, "-m", model, "-o", str(tmp_path / "out"), "--save-labels", "yolo"]) == 0
+    assert names_in(tmp_path / "out" / "labels") == [
+        "1.txt", "1_2.txt", "clip_000000.txt", "clip_000001.txt", "clip_000002.txt"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo"])
+def test_a_video_that_breaks_off_leaves_no_labels(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    frames = predict_files.read_video
+
+    def broken(file: Path):
+        for frame in frames(file):
+            yield frame
+            if "bad" in file.name:
+                raise predict_files.VideoError(f"{file}: damaged")
+
+    monkeypatch.setattr(predict_files, "read_video", broken)
+    inputs = [str(make_video(tmp_path / name, 2)) for name in ("a.avi", "bad.avi", "c.avi")]
+    out = tmp_path / "out"
+    assert main(["predict", *inputs, "-m", model, "-o", str(out), "--save-labels", kind]) == 1
+    if kind == "yolo":
+        assert {name[0] for name in names_in(out / "labels")} == {"a", "c"}
+    else:
+        document = json.loads((out / "annotations.json").read_text())
+        assert [Path(image["file_name"]).name[0] for image in document["images"]] == list("aacc")
+        assert [image["id"] for image in document["images"]] == [1, 2, 3, 4]
+        assert {row["image_id"] for row in document["annotations"]} == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("allocation failed"), MemoryError("8 GiB"), cv2.error("bad matrix")])
+def test_whatever_a_picture_brings_about_the_rest_goes_on(
+    model: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, error: Exception
+) -> None:
+    load = predict_files.load_image
+
+    def failing(source: Path):
+        if source.name == "1.png":
+            raise error
+        return load(source)
+
+    monkeypatch.setattr(predict_files, "load_image", failing)
+    out, results = tmp_path / "out", tmp_path / "new" / "r.json"
+    assert main(["predict", str(folder), "-m", model, "-o", str(out), "--coco", str(results)]) == 1
+    assert names_in(out) == ["0.png", "2.png"]
+    assert f"1.png: {'not enough memory: ' if isinstance(error, MemoryError) else ''}{error}" in capsys.readouterr().err
+    assert len(json.loads(results.read_text())["images"]) == 2  # in a folder that was not there
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_work(
+    model: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["predict", str(folder), "-m", model, "-o", str(out), "--coco", str(tmp_path)]) == 2
+    assert "is a folder, a file is wanted" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["eval", model, str(folder), "--json", str(tmp_path)]) == 2
+    assert "is a folder, a file is wanted" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_read_is_one_failed_input(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "locked").mkdir()
+    listing = Path.iterdir
+
+    def refusing(path: Path):
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return listing(path)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    files, errors = expand_inputs([str(tmp_path / "locked"), str(folder)])
+    assert len(files) == 3
+    assert errors == [f"{tmp_path / 'locked'}: this folder cannot be read: Permission denied"]
+
+
+def test_figures_for_export_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxscript")
+    for content in ("[1]", "{"):
+        (tmp_path / "ap.json").write_text(content)
+        assert main(["export", "x.pt", str(tmp_path / "x.onnx"), "--ap", f"val={tmp_path / 'ap.json'}"]) == 2
+        assert "ap.json" in capsys.readouterr().err
 
 
 def test_save_labels_coco_goes_beside_the_pictures(model: str, folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ pytest.importorskip("pycocotools")
 from coco_folders import TRIANGLE, annotation, coco_folder
 from pycocotools import mask as coco_mask
 
-from centermask.training.data import CocoDataset, DataError, load_datasets, read_image, repeat_factors, sample_weights
+from centermask.training.data import CocoDataset, DataError, load_datasets, read_image, repeat_factors
 from centermask.training.raster import fill_rings
 
 
@@ -230,6 +230,15 @@ def test_bad_pictures_are_named_and_the_rest_goes_on(tmp_path, caplog):
     assert caplog.text.count("not usable as they are") == 1, "one summary, not a line for each"
 
 
+def test_a_picture_too_large_for_pil_is_named_and_the_rest_goes_on(tmp_path, monkeypatch):
+    folder = coco_folder(tmp_path / "a", 2, [])
+    cv2.imwrite(str(folder / "images" / "1.png"), np.zeros((300, 400, 3), np.uint8))
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 40_000)
+    data = load_datasets([folder], "train")
+    assert [r.path.name for r in data.records] == ["2.png"]
+    assert "exceeds limit" in data.problems[0].cause
+
+
 def test_many_problems_are_summed_up(tmp_path, caplog):
     rows = [annotation(i, 77) for i in range(50)]
     with caplog.at_level(logging.WARNING):
@@ -373,15 +382,6 @@ def test_repeat_factors_follow_the_formula(tmp_path):
     np.testing.assert_allclose(repeat_factors(data, 0.5), [2] + [1] * 7)
     np.testing.assert_allclose(repeat_factors(data, 1.0), [8**0.5] + [2**0.5] * 3 + [1] * 4)
     np.testing.assert_array_equal(repeat_factors(data, 0.0), np.ones(8))
-
-
-def test_sample_weights_by_data_set(tmp_path):
-    data = load_datasets([coco_folder(tmp_path / "a", 2, []), coco_folder(tmp_path / "b", 3, [])], "train")
-    np.testing.assert_array_equal(sample_weights(data, {"b": 0.25}), [1, 1, 0.25, 0.25, 0.25])
-    with pytest.raises(ValueError, match=r"unknown data sets \['c'\]; joined are \['a', 'b'\]"):
-        sample_weights(data, {"c": 2})
-    with pytest.raises(ValueError, match="negative"):
-        sample_weights(data, {"a": -1})
 
 
 # ---- real data ---------------------------------------------------------------------------------------------------

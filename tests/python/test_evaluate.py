@@ -211,3 +211,29 @@ def test_a_file_that_is_no_model(data: Path, tmp_path: Path, capsys: pytest.Capt
     assert "a.pt" in capsys.readouterr().err
     assert main(["eval", "missing.onnx", str(data)]) == 2
     assert "missing.onnx" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"score": None}, "lacks score"),
+        ({"segmentation": 3}, "segmentation must be polygons"),
+        ({"image_id": [1]}, "image_id and category_id must be ids"),
+    ],
+)
+def test_entries_that_are_no_results_are_named(data: Path, tmp_path: Path, capsys, change: dict, cause: str) -> None:
+    # Ground truth given in place of results is the likeliest mistake: it has no scores.
+    document = json.loads((data / "val.json").read_text())
+    row = document["annotations"][0] | {"score": 0.5} | change
+    document["annotations"] = [{key: value for key, value in row.items() if value is not None}]
+    path = tmp_path / "results.json"
+    for content in (document, document["annotations"]):
+        path.write_text(json.dumps(content))
+        assert main(["eval", str(path), str(data)]) == 2
+        assert f"{path}: result 0: {cause}" in capsys.readouterr().err
+
+
+def test_figures_go_into_a_folder_that_was_not_there(model: str, data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "figures.json"
+    assert main(["eval", model, str(data), "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["images"] == 6

@@ -289,6 +289,18 @@ def test_verification_fails_on_wrong_values_and_on_nan() -> None:
     assert not compare([(expected, output_of([A, B], [0.9, float("nan")], [0, 0]))], 0.05, 1e-3).passed
 
 
+def test_a_model_that_finds_nothing_in_the_samples_is_exported_all_the_same(tmp_path: Path) -> None:
+    model = build(BOXES_ONLY)
+    with torch.no_grad():
+        model.heatmap.out.bias.fill_(-9.0)
+    report = export(model, tmp_path / "new" / "shy.onnx")
+    assert report.passed
+    assert report.matched > 0
+    network = OnnxNetwork(tmp_path / "new" / "shy.onnx")
+    images = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
+    assert network(images).count.tolist() == [0], "the file itself has the threshold that was asked for"
+
+
 def test_a_file_that_differs_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise VerifyError("differs")

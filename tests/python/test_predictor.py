@@ -309,6 +309,8 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     path.write_bytes(b"this is not protobuf at all" * 10)
     with pytest.raises(ModelFileError, match=re.escape("bad.onnx: not an ONNX model (cannot be parsed)")):
         Predictor(path)
+    with pytest.raises(ModelFileError, match=r"best\.pt: a checkpoint .* `centermask export`"):
+        Predictor(path.rename(tmp_path / "best.pt"))
 
 
 @pytest.mark.parametrize(
@@ -323,6 +325,10 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
         ({"top_k": "many"}, "metadata 'centermask.top_k' cannot be read: 'many'"),
         ({"color": "hsv"}, "must be one of rgb, bgr; got 'hsv'"),
         ({"mask_head": "magic"}, "must be one of dynamic, shape, none; got 'magic'"),
+        ({"category_ids": '["a", 2]'}, "the metadata cannot be read"),
+        ({"category_ids": "[null, 2]"}, "the metadata cannot be read"),
+        ({"mean": '["a", 1, 2]'}, "the metadata cannot be read"),
+        ({"ap": "[1]"}, "the metadata cannot be read"),
     ],
 )
 def test_metadata_that_is_not_ours(tmp_path: Path, changes: dict, message: str) -> None:
@@ -341,6 +347,17 @@ def test_metadata_round_trip() -> None:
 def test_wrong_network_inputs_are_refused(model: Path) -> None:
     with pytest.raises(ValueError, match=re.escape("images must be float32 [N, 3, H, W], got float64 [1, 3, 32, 32]")):
         OnnxNetwork(model)(np.zeros((1, 3, 32, 32)))  # type: ignore[arg-type]
+
+
+def test_a_failure_of_the_runtime_names_the_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def run(self, *_: object) -> None:
+            raise Exception("Failed to allocate memory for requested buffer\nmore")
+
+    network = OnnxNetwork(model)
+    monkeypatch.setattr(network, "_session", Failing())
+    with pytest.raises(RuntimeError, match=r"tiny.onnx failed on an input of \[1, 3, 32, 32\]: Failed to .* buffer$"):
+        network(np.zeros((1, 3, 32, 32), np.float32))
 
 
 def test_batches_are_independent(model: Path) -> None:

@@ -16,6 +16,7 @@ pytest.importorskip("tqdm")
 
 from centermask import train_cli
 from centermask.cli import main
+from centermask.training.objective import default_model_config
 from centermask.training.settings import TrainConfig
 
 
@@ -64,6 +65,23 @@ def test_a_type_that_a_command_line_cannot_take_is_a_defect_and_said() -> None:
     train_cli.add_option(parser, "y", int | None, None, "")
     train_cli.add_option(parser, "z", Literal["a", "b"], "a", "")
     assert vars(parser.parse_args(["--y", "5"])) == {"y": 5, "z": "a"}
+
+
+def test_neck_and_mask_head_replace_those_of_the_name() -> None:
+    config = parse("a", "--model", "resnet18-dcn-dynamic", "--neck", "conv", "--mask-head", "shape")
+    model = default_model_config(config, ("cat",), (1,))
+    assert (model.name, model.mask_channels) == ("resnet18-conv-shape", 1)
+    assert default_model_config(parse("a", "--mask-head", "none"), ("cat",), (1,)).name == "lite0-dcn-none"
+    with pytest.raises(ValueError, match="mask_head must be one of"):
+        TrainConfig(data=("a",), mask_head="box")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got 'lite0'"):
+        default_model_config(parse("a", "--model", "lite0", "--neck", "conv"), ("cat",), (1,))
+
+
+@pytest.mark.parametrize("scale", ["0,1", "1.3,0.6", "nan,1"])
+def test_a_scale_that_is_no_range_exits_with_2(tmp_path, capsys: pytest.CaptureFixture[str], scale: str) -> None:
+    assert main(["train", str(tmp_path), "--scale", scale, "--out", str(tmp_path / "out")]) == 2
+    assert "scale must be low,high" in capsys.readouterr().err
 
 
 def test_wrong_settings_and_missing_data_exit_with_2(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -371,3 +371,15 @@ def test_the_saved_file_names_its_run(settings):
     assert saved.training["settings"]["learning_rate"] == 1e-3
     assert settings.differences(saved.training["settings"]) == {}
     assert saved.info["images"] == 6
+
+
+def test_a_class_without_validation_data_does_not_stop_the_run(shapes, settings, tmp_path, caplog):
+    discs = shapes_folder(tmp_path / "discs", categories=("disc",))  # a set without val.json
+    boxes = shapes_folder(tmp_path / "boxes", categories=("box",), splits=("train", "val"))
+    config = replace(settings, data=(str(discs), str(boxes)), val_split="val")
+    seen = []
+    trainer = Trainer(config, lambda model, data: seen.append(data.class_names) or {"mask_ap": 0.0})
+    assert trainer.data.class_names == ("disc", "box")
+    assert trainer.val is not None
+    assert trainer.val.class_names == ("box",)
+    assert "no val data has the classes ['disc']" in caplog.text

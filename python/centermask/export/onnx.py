@@ -18,8 +18,8 @@ from onnx import helper, numpy_helper
 from onnxscript import opset20 as op
 from torch import Tensor, nn
 
-from centermask.export.verify import Report, verify
-from centermask.files import temporary_path
+from centermask.export.verify import Report, finds_instances, verify
+from centermask.files import make_room, temporary_path
 from centermask.metadata import ModelInfo
 from centermask.nn import deform_conv  # noqa: F401  (registers the operator that is translated below)
 from centermask.nn.model import CenterMask
@@ -74,7 +74,7 @@ def export(
         The error of each output.
 
     Raises:
-        FileNotFoundError: There is no such checkpoint.
+        FileNotFoundError: There is no such checkpoint. (Other OSErrors when `path` cannot be written.)
         ValueError: It is no checkpoint of ours, or a setting is out of range.
         VerifyError: The file gives other results than PyTorch.
     """
@@ -89,6 +89,7 @@ def export(
     ):
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"export: {name} must be in 0..1, got {value}")
+    make_room(path)
     if not isinstance(model, CenterMask):
         checkpoint = load_checkpoint(model)
         model = checkpoint.build()
@@ -103,21 +104,32 @@ def export(
     was_training = model.training
     model.eval()
     try:
-        proto = to_onnx(model, graph_score_threshold)
-        if precision == "fp16":
-            store_weights_as_half(proto.graph)
-        helper.set_model_props(proto, info.to_metadata())
-        onnx.checker.check_model(proto, full_check=True)
         temporary = temporary_path(path)
         try:
-            temporary.write_bytes(proto.SerializeToString())
-            report = verify(model, temporary, score_threshold=graph_score_threshold, weights=precision)
+            # A model that finds nothing in the pictures of the verification would leave nothing to compare. It is
+            # verified by a twin that keeps the weak peaks as well.
+            threshold = graph_score_threshold if finds_instances(model, graph_score_threshold) else 0.0
+            temporary.write_bytes(_serialized(model, info, threshold, precision))
+            report = verify(model, temporary, score_threshold=threshold, weights=precision)
+            if threshold != graph_score_threshold:
+                temporary.write_bytes(_serialized(model, info, graph_score_threshold, precision))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     finally:
         model.train(was_training)
     return report
+
+
+def _serialized(model: CenterMask, info: ModelInfo, score_threshold: float, precision: Precision) -> bytes:
+    """The whole file."""
+    proto = to_onnx(model, score_threshold)
+    if precision == "fp16":
+        store_weights_as_half(proto.graph)
+    helper.set_model_props(proto, info.to_metadata())
+    onnx.checker.check_model(proto, full_check=True)
+    data: bytes = proto.SerializeToString()
+    return data
 
 
 class _Deployed(nn.Module):

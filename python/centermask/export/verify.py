@@ -93,14 +93,23 @@ def verify(
     network = OnnxNetwork(path, device="cpu")
     rows: list[tuple[NetworkOutput, NetworkOutput]] = []
     for images in sample_inputs(model):
-        with torch.inference_mode():
-            values = model.deploy(torch.from_numpy(images).to(next(model.parameters()).device), score_threshold)
-        arrays: list[Any] = [None if value is None else value.cpu().numpy() for value in values]
-        rows.append((NetworkOutput(*arrays), network(images)))
+        rows.append((_run(model, images, score_threshold), network(images)))
     report = compare(rows, score_threshold, TOLERANCES[weights])
     if not report.passed:
         raise VerifyError(f"{os.fspath(path)}: differs from PyTorch beyond the tolerance\n{report.table()}")
     return report
+
+
+def finds_instances(model: CenterMask, score_threshold: float) -> bool:
+    """Whether a model (in eval mode) finds anything in the inputs that `verify` compares on."""
+    return any(_run(model, images, score_threshold).count.any() for images in sample_inputs(model))
+
+
+def _run(model: CenterMask, images: NDArray[np.float32], score_threshold: float) -> NetworkOutput:
+    with torch.inference_mode():
+        values = model.deploy(torch.from_numpy(images).to(next(model.parameters()).device), score_threshold)
+    arrays: list[Any] = [None if value is None else value.cpu().numpy() for value in values]
+    return NetworkOutput(*arrays)
 
 
 def sample_inputs(model: CenterMask) -> list[NDArray[np.float32]]:

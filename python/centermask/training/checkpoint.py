@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except OSError:
         raise
     except Exception as error:  # torch's readers let all kinds escape, by the place where the bytes are wrong
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        # For this one torch advises to run whatever code the file holds; nobody is to follow that.
+        unsafe = "it is no file of torch, or holds more than tensors and plain values"
+        text = unsafe if isinstance(error, pickle.UnpicklingError) else str(error)
+        reason = next(iter(text.splitlines()), type(error).__name__)
         raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{path} is not a centermask checkpoint (models of other projects: centermask convert)")

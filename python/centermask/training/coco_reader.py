@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from centermask import _image_file, ops
 from centermask.training.coco_masks import BadMask, Bitmap, extent, read_rings, read_rle, ring_area
@@ -244,7 +244,7 @@ def _check_images(file: CocoFile) -> dict[object, tuple[Path, int, int, bool]]:
             continue
         try:
             raw_width, raw_height, orientation = _picture_size(path)
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             cause = "the file is empty" if os.path.getsize(path) == 0 else f"not a readable picture: {error}"
             file.problems.append(Problem(str(path), cause))
             continue

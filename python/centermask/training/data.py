@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ __all__ = [
     "Problem",
     "load_datasets",
     "repeat_factors",
-    "sample_weights",
 ]
 
 _log = logging.getLogger("centermask.training.data")
@@ -272,25 +271,3 @@ def repeat_factors(dataset: CocoDataset, threshold: float) -> NDArray[np.float64
     share = np.maximum(pictures, 1) / max(len(dataset), 1)
     factor = np.maximum(1.0, np.sqrt(threshold / share))
     return np.array([max((factor[label] for label in labels), default=1.0) for labels in present], dtype=np.float64)
-
-
-def sample_weights(dataset: CocoDataset, weights: Mapping[str, float]) -> NDArray[np.float64]:
-    """How often each picture is to be shown in an epoch, by the data set that it came from.
-
-    Args:
-        dataset: A joined set.
-        weights: Name of a source (`CocoDataset.sources`) -> factor; sources that are not named have 1.
-
-    Returns:
-        float64 [N]; to be multiplied with `repeat_factors` where both are wanted.
-
-    Raises:
-        ValueError: A name is not among the sources, or a factor is negative.
-    """
-    unknown = sorted(set(weights) - set(dataset.sources))
-    if unknown:
-        raise ValueError(f"sample_weights: unknown data sets {unknown}; joined are {list(dataset.sources)}")
-    if any(not value >= 0 for value in weights.values()):
-        raise ValueError(f"sample_weights: factors must not be negative, got {dict(weights)}")
-    factor = np.array([weights.get(name, 1.0) for name in dataset.sources])
-    return factor[[record.source for record in dataset.records]]

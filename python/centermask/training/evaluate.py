@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from centermask.coco import IouType, evaluate_coco, read_results
+from centermask.coco import IouType, check_results, evaluate_coco, read_results
 from centermask.predictor import Predictor, model_path
 from centermask.session import Device
 from centermask.training.coco_reader import read_json
@@ -216,9 +216,10 @@ def _matched_by_name(
     try:
         names = {row["id"]: row["name"] for row in document["categories"]}
         files = {row["id"]: Path(row["file_name"]).name for row in document["images"]}
-        annotations = document["annotations"]
-    except (KeyError, TypeError) as error:
+        annotations = list(document["annotations"])
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: a COCO document needs images, annotations and categories ({error})") from None
+    check_results(annotations, str(path))  # ground truth, for one, has no scores
     ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
     images = {record.path.name: record.image_id for record in dataset.records}
     left_out = sorted({name for name in names.values() if name not in ids})

@@ -27,6 +27,7 @@ from centermask.training.checkpoint import (
     save_checkpoint,
     slim_checkpoint,
 )
+from centermask.training.coco_reader import read_json
 from centermask.training.data import CocoDataset, load_datasets, repeat_factors
 from centermask.training.loader import TrainBatch, make_loader
 from centermask.training.objective import LossTask, Objective, default_model_config, first_bad_layer
@@ -164,7 +165,13 @@ class Trainer:
         folders = [Path(p) for p in self.config.data if split and (Path(p) / f"{split}.json").is_file()]
         if not folders or self.evaluate is None:
             return None
-        return load_datasets(folders, split, classes=self.data.class_names)
+        # A set that came without this split may be the only one that has a class.
+        there = {name for folder in folders for name in read_json(folder, split).categories.values()}
+        classes = [name for name in self.data.class_names if name in there]
+        if len(classes) < len(self.data.class_names):
+            missing = [name for name in self.data.class_names if name not in there]
+            logger.warning("no %s data has the classes %s: they are not evaluated", split, missing)
+        return load_datasets(folders, split, classes=classes) if classes else None
 
     def _factors(self) -> Any:
         factors = repeat_factors(self.data, self.config.repeat_threshold)

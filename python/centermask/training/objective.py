@@ -198,5 +198,10 @@ def default_model_config(
     config: TrainConfig, class_names: tuple[str, ...], category_ids: tuple[int, ...]
 ) -> ModelConfig:
     """The model that the settings ask for, for these classes."""
-    model = ModelConfig.from_name(config.model, class_names=class_names, category_ids=category_ids)
+    backbone, *parts = config.model.rsplit("-", 2)
+    if len(parts) == 2:
+        config_name = "-".join((backbone, config.neck or parts[0], config.mask_head or parts[1]))
+    else:
+        config_name = config.model  # from_name says what is wrong with it
+    model = ModelConfig.from_name(config_name, class_names=class_names, category_ids=category_ids)
     return replace(model, preprocess=replace(model.preprocess, size=config.size))

@@ -23,6 +23,8 @@ class TrainConfig:
 
     data: tuple[str, ...] = option((), "folders with train.json, val.json, images/; several are joined by class name")
     model: str = option("lite0-dcn-dynamic", "<backbone>-<dcn|conv>-<dynamic|shape|none>")
+    neck: Literal["dcn", "conv"] | None = option(None, "in place of the one in the model's name")
+    mask_head: Literal["dynamic", "shape", "none"] | None = option(None, "in place of the one in the model's name")
     out: str = option("runs/train", "folder for checkpoints and logs")
     classes: tuple[str, ...] = option((), "class names to learn, in this order; default: all")
     epochs: int = option(60, "passes over the data")
@@ -67,8 +69,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(TrainConfig).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                raise ValueError(f"train: {name} must be one of {get_args(kind)}, got {getattr(self, name)!r}")
+            optional = type(None) in get_args(kind)
+            choices = next((get_args(part) for part in (kind, *get_args(kind)) if get_origin(part) is Literal), None)
+            value = getattr(self, name)
+            if choices and value not in choices and not (optional and value is None):
+                raise ValueError(f"train: {name} must be one of {choices}, got {value!r}")
         for name in ("epochs", "batch_size", "box_samples", "mask_samples", "mask_limit", "eval_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train: {name} must be at least 1, got {getattr(self, name)}")
@@ -76,6 +81,8 @@ class TrainConfig:
             raise ValueError(f"train: size must be a multiple of 32 and at least 64, got {self.size}")
         if self.data_weights and len(self.data_weights) != len(self.data):
             raise ValueError(f"train: data_weights needs one number for each of {len(self.data)} data sets")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"train: scale must be low,high with 0 < low <= high, got {self.scale}")
         for name in ("learning_rate", "save_minutes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train: {name} must be positive, got {getattr(self, name)}")
