@@ -63,7 +63,7 @@ int main() {
   CHECK(runs_each_index_once(pool.parallel_for(), 100));
 
   // More threads than there can be: an error, and the threads that were started end.
-#if !defined(__SANITIZE_ADDRESS__)
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   const pid_t limited = fork();
   if (limited == 0) {
     const rlimit memory{std::size_t{1} << 29, std::size_t{1} << 29};  // for some dozens of stacks
