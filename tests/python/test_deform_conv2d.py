@@ -239,6 +239,19 @@ def test_equals_onnx_runtime(shape: str) -> None:
     np.testing.assert_allclose(ops.deform_conv2d(*p.tensors, **p.geometry), expected, rtol=0, atol=TOLERANCE["float32"])
 
 
+@pytest.mark.parametrize("needs", [(True,) * 5, (False, True, False, False, True)])
+def test_gradients_of_an_empty_batch(needs: tuple[bool, ...]) -> None:
+    """Planning the work of no image at all once divided by zero, which ended the process."""
+    x, offset, mask = (np.zeros((0, c, 6, 5), np.float32) for c in (4, 18, 9))
+    weight, bias = np.ones((3, 4, 3, 3), np.float32), np.ones(3, np.float32)
+    grad = np.zeros((0, 3, 6, 5), np.float32)
+    gradients = ops.deform_conv2d_backward(grad, x, weight, offset, mask, bias, padding=1, needs=needs)
+    for needed, gradient, tensor in zip(needs, gradients, (x, weight, offset, mask, bias), strict=True):
+        assert (gradient is not None) == needed
+        if gradient is not None:
+            np.testing.assert_array_equal(gradient, np.zeros_like(tensor))
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38, -3e38, 2.0**31, -(2.0**31), 1e6])
 def test_samples_far_outside_count_as_zero(isa: str, bad: float) -> None:

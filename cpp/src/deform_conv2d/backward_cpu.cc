@@ -165,6 +165,7 @@ void check_arguments(const DeformConv2dShape& s, const TensorView& grad_output, 
 using namespace deform;
 
 std::size_t deform_conv2d_backward_workspace_cpu(const DeformConv2dShape& shape, int threads) {
+  if (shape.batch == 0) return 0;  // nothing to plan
   const BackwardKernels& kernels = kernels_for(isa_used(), shape.dtype);
   BackwardArguments arguments{};
   arguments.plan = make_plan(shape, kernels.block, threads);
