@@ -3,12 +3,20 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "centermask/error.h"
 #include "centermask/parallel.h"
 
 namespace centermask {
+
+namespace {
+
+thread_local bool inside_task = false;
+
+}  // namespace
 
 struct ThreadPool::State {
   int threads = 1;
@@ -28,7 +36,9 @@ struct ThreadPool::State {
   bool stop = false;
 
   void drain(ParallelFor::Task run_task, void* run_argument, std::int64_t run_count) {
+    inside_task = true;
     for (std::int64_t i = next.fetch_add(1); i < run_count; i = next.fetch_add(1)) run_task(run_argument, i);
+    inside_task = false;
   }
 
   void work() {
@@ -49,7 +59,8 @@ struct ThreadPool::State {
   }
 
   void run(std::int64_t run_count, ParallelFor::Task run_task, void* run_argument) {
-    if (workers.empty() || getpid() != owner) {
+    // From within a task, waiting for the turn could mean waiting for oneself.
+    if (workers.empty() || inside_task || getpid() != owner) {
       for (std::int64_t i = 0; i < run_count; ++i) run_task(run_argument, i);
       return;
     }
@@ -68,6 +79,15 @@ struct ThreadPool::State {
     std::unique_lock<std::mutex> lock(mutex);
     idle.wait(lock, [&] { return active == 0; });
   }
+
+  void join() {
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      stop = true;
+    }
+    wake.notify_all();
+    for (std::thread& worker : workers) worker.join();
+  }
 };
 
 ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
@@ -75,7 +95,15 @@ ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
   if (threads < 1) threads = 1;
   state_->threads = threads;
   state_->owner = getpid();
-  for (int i = 1; i < threads; ++i) state_->workers.emplace_back([state = state_.get()] { state->work(); });
+  state_->workers.reserve(static_cast<std::size_t>(threads - 1));
+  try {
+    for (int i = 1; i < threads; ++i) state_->workers.emplace_back([state = state_.get()] { state->work(); });
+  } catch (const std::system_error& error) {
+    const std::size_t started = state_->workers.size();
+    state_->join();
+    fail(ErrorKind::kRuntime, "ThreadPool: no more than ", started + 1, " of ", threads,
+         " threads could be started: ", error.what());
+  }
 }
 
 ThreadPool::~ThreadPool() {
@@ -84,12 +112,7 @@ ThreadPool::~ThreadPool() {
     static_cast<void>(state_.release());
     return;
   }
-  {
-    std::lock_guard<std::mutex> lock(state_->mutex);
-    state_->stop = true;
-  }
-  state_->wake.notify_all();
-  for (std::thread& worker : state_->workers) worker.join();
+  state_->join();
 }
 
 int ThreadPool::threads() const { return state_->threads; }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,14 @@ def as_pair(value: int | Sequence[int], argument: str) -> tuple[int, int]:
     """An int, or (vertical, horizontal), as the latter.
 
     Raises:
+        TypeError: something else than integers.
         ValueError: a sequence of another length.
     """
-    if isinstance(value, int):
-        return value, value
-    pair = tuple(int(item) for item in value)
+    items = tuple(value) if isinstance(value, Iterable) else (value, value)
+    try:
+        pair = tuple(operator.index(item) for item in items)
+    except TypeError:
+        raise TypeError(f"{_OP}: {argument} must be an int or two of them, got {value!r}") from None
     if len(pair) != 2:
         raise ValueError(f"{_OP}: {argument} must be an int or two of them, got {value!r}")
     return pair

@@ -143,7 +143,7 @@ def _predictor(options: argparse.Namespace, score: float | None, max_instances: 
 
 
 def sample_picture() -> Path:
-    """The photograph that the package carries (NASA portrait of Eileen Collins, public domain)."""
+    """The photograph that the package carries (US Navy portrait of Grace Hopper, public domain)."""
     path = Path(str(resources.files("centermask") / "models" / "sample.jpg"))
     if not path.is_file():
         raise FileNotFoundError(

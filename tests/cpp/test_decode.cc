@@ -87,6 +87,13 @@ void test_errors() {
   CHECK_FAILS(decode(heatmap, 1, -0.5), centermask::ErrorKind::kValue, "score_threshold must be in [0, 1], got -0.5");
   CHECK_FAILS(decode(make_view(map, DType::kFloat64, {1, 1, 1, 2}), 1, 0), centermask::ErrorKind::kType,
               "scores must be float64, got float32");
+  const centermask::Device cuda{centermask::DeviceType::kCuda, 0};
+  std::int64_t cell = 0;
+  const TensorView integer = make_view(&cell, DType::kInt64, {1, 1}, cuda);
+  CHECK_FAILS(centermask::decode_centers_cpu(make_view(map, DType::kFloat32, {1, 1, 2, 2}, cuda), {1, 0.0},
+                                             make_view(map, DType::kFloat32, {1, 1}, cuda), integer, integer,
+                                             make_view(&cell, DType::kInt64, {1}, cuda)),
+              centermask::ErrorKind::kUnsupported, "decode_centers: heatmap must be on the CPU");
 }
 
 }  // namespace

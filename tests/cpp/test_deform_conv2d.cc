@@ -255,7 +255,15 @@ void test_errors() {
   CHECK_FAILS(deform_conv2d_shape(x, weight, wrong, {}, {}, p.params), value, "offset must be on the device of x");
   DeformConv2dParams params = p.params;
   params.stride[1] = 0;
-  CHECK_FAILS(deform_conv2d_shape(x, weight, offset, {}, {}, params), value, "stride must be >= 1, got (1, 0)");
+  CHECK_FAILS(deform_conv2d_shape(x, weight, offset, {}, {}, params), value,
+              "stride must be >= 1 and <= 2^24, got (1, 0)");
+  params = p.params;
+  params.padding[0] = std::int64_t{1} << 40;
+  CHECK_FAILS(deform_conv2d_shape(x, weight, offset, {}, {}, params), value,
+              "padding must be >= 0 and <= 2^24, got (1099511627776, 1)");
+  const std::int64_t high = std::int64_t{1} << 50;
+  CHECK_FAILS(deform_conv2d_shape(x, make_view(nullptr, x.dtype, {3, 4, high, 1}), offset, {}, {}, p.params), value,
+              "the kernel of weight [3, 4, 1125899906842624, 1] must be at most 2^24 high and wide");
   params = p.params;
   params.groups = 3;
   CHECK_FAILS(deform_conv2d_shape(x, weight, offset, {}, {}, params), value, "groups=3 must divide");

@@ -47,6 +47,11 @@ void test_errors() {
   CHECK_FAILS(centermask::gather_patches_cpu(map, make_view(index, DType::kInt64, {1, 1}),
                                              make_view(patches, DType::kFloat32, {1, 1, 8})),
               centermask::ErrorKind::kValue, "patches must be row-major [N=1, K=1, F*9=9], got [1, 1, 8]");
+  const centermask::Device cuda{centermask::DeviceType::kCuda, 0};
+  CHECK_FAILS(centermask::gather_patches_cpu(make_view(features, DType::kFloat32, {1, 1, 2, 2}, cuda),
+                                             make_view(index, DType::kInt64, {1, 1}, cuda),
+                                             make_view(patches, DType::kFloat32, {1, 1, 9}, cuda)),
+              centermask::ErrorKind::kUnsupported, "gather_patches: features must be on the CPU");
 }
 
 }  // namespace

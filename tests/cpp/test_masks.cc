@@ -149,6 +149,15 @@ void test_constant_mask_fills_its_box() {
   CHECK(rle_area(mask_of(result, 0)) == 24 * 24);
 }
 
+// Under UndefinedBehaviorSanitizer: memory without elements may be null.
+void test_boxes_beyond_the_image() {
+  Case c = random_case(MaskHead::kDynamic, 2);
+  c.boxes = {-90, -90, -80, -80, 1e6f, 1, 2e6f, 2};
+  assemble_bitmaps_cpu(c.params, c.inputs(), make_view(nullptr, DType::kUInt8, {0}));
+  Result result = assemble(c);
+  CHECK(rle_area(mask_of(result, 0)) == 0 && rle_area(mask_of(result, 1)) == 0);
+}
+
 void test_errors() {
   Case c = random_case(MaskHead::kShape, 2);
   c.labels[1] = 3;
@@ -178,6 +187,7 @@ int main() {
     test_broken_numbers_stay_in_bounds(head);
   }
   test_constant_mask_fills_its_box();
+  test_boxes_beyond_the_image();
   test_errors();
   return check_result();
 }

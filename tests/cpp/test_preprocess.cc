@@ -63,6 +63,10 @@ void test_errors() {
   CHECK_FAILS(centermask::preprocess_cpu(make_view(image, DType::kUInt8, {1, 1, 3}), params,
                                          make_view(out, DType::kFloat32, {3, 1, 1})),
               centermask::ErrorKind::kValue, "preprocess: std must be finite and > 0, got 0");
+  const centermask::Device cuda{centermask::DeviceType::kCuda, 0};
+  CHECK_FAILS(centermask::preprocess_cpu(make_view(image, DType::kUInt8, {1, 1, 3}, cuda), {},
+                                         make_view(out, DType::kFloat32, {3, 1, 1}, cuda)),
+              centermask::ErrorKind::kUnsupported, "preprocess: image must be on the CPU");
 }
 
 }  // namespace

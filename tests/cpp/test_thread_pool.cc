@@ -1,3 +1,4 @@
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -45,6 +46,37 @@ int main() {
   }
   for (auto& caller : callers) caller.join();
   CHECK(good);
+
+  // From within a task, this pool and others run on the thread that asks (and nobody waits for himself).
+  ThreadPool other(2);
+  good = true;
+  pool.parallel_for()(20, [&](std::int64_t) {
+    const std::thread::id here = std::this_thread::get_id();
+    for (const ParallelFor& inner : {pool.parallel_for(), other.parallel_for()}) {
+      inner(5, [&](std::int64_t) {
+        if (std::this_thread::get_id() != here) good = false;
+      });
+      if (!runs_each_index_once(inner, 100)) good = false;
+    }
+  });
+  CHECK(good);
+  CHECK(runs_each_index_once(pool.parallel_for(), 100));
+
+  // More threads than there can be: an error, and the threads that were started end.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  const pid_t limited = fork();
+  if (limited == 0) {
+    const rlimit memory{std::size_t{1} << 29, std::size_t{1} << 29};  // for some dozens of stacks
+    setrlimit(RLIMIT_AS, &memory);
+    CHECK_FAILS(ThreadPool(10000), centermask::ErrorKind::kRuntime, "of 10000 threads could be started");
+    CHECK(runs_each_index_once(ThreadPool(2).parallel_for(), 100));
+    std::fflush(stdout);
+    _exit(check_failures() == 0 ? 0 : 1);
+  }
+  int limited_status = -1;
+  CHECK(waitpid(limited, &limited_status, 0) == limited);
+  CHECK(WIFEXITED(limited_status) && WEXITSTATUS(limited_status) == 0);
+#endif
 
   // A forked child has no worker threads, and still does all the work.
   const pid_t child = fork();

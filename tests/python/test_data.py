@@ -239,6 +239,22 @@ def test_a_picture_too_large_for_pil_is_named_and_the_rest_goes_on(tmp_path, mon
     assert "exceeds limit" in data.problems[0].cause
 
 
+def test_numbers_and_names_beyond_all_bounds_are_one_problem_each(tmp_path):
+    images = [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 32} for i in (1, 2)]
+    folder = coco_folder(
+        tmp_path / "a", images, [annotation(1, area=10**400), annotation(2, 2, bbox=[0, 0, 10**400, 9])]
+    )
+    content = json.loads((folder / "train.json").read_text())
+    content["images"].append({"id": 3, "file_name": "n" * 400 + ".png"})
+    (folder / "train.json").write_text(json.dumps(content))
+    data = load_datasets([folder], "train")
+    assert [len(r.annotations) for r in data.records] == [1, 1]
+    assert 200 < data.records[0].annotations[0].area < 400
+    assert data.problems[0].cause.startswith("cannot be opened")
+    assert data.problems[1].cause.endswith("is not usable; taken from the mask")
+    assert len(data.problems) == 2
+
+
 def test_many_problems_are_summed_up(tmp_path, caplog):
     rows = [annotation(i, 77) for i in range(50)]
     with caplog.at_level(logging.WARNING):

@@ -319,6 +319,23 @@ def test_broadcast_grad_output_and_wanted_gradients() -> None:
         assert [g is not None for g in some] == needs
 
 
+def test_geometry_is_whole_numbers() -> None:
+    p = make_problem(1, 4, 6, 7, 3, (3, 3), stride=(2, 2))
+    np.testing.assert_array_equal(
+        ops.deform_conv2d(*p.tensors, stride=np.int64(2)), ops.deform_conv2d(*p.tensors, stride=(2, 2))
+    )
+    for wrong in (1.5, (2.9, 2.9), "ab", None):
+        with pytest.raises(TypeError, match="deform_conv2d: stride must be an int or two of them, got "):
+            ops.deform_conv2d(*p.tensors, stride=wrong)
+
+
+@pytest.mark.parametrize("threads", [-1, 4097, 200_000])
+def test_number_of_threads_is_checked(threads: int) -> None:
+    p = make_problem(1, 4, 6, 7, 3, (3, 3))
+    with pytest.raises(ValueError, match=f"threads must be 1..4096, or None for one for each core, got {threads}"):
+        ops.deform_conv2d(*p.tensors, threads=threads)
+
+
 def test_callers_on_many_threads() -> None:
     p = make_problem(1, 32, 17, 15, 24, (3, 3), padding=(1, 1))
     alone = ops.deform_conv2d(*p.tensors, **p.geometry, threads=1)

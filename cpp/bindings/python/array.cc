@@ -1,5 +1,6 @@
 #include "array.h"
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -65,7 +66,11 @@ py::array new_array(DType dtype, const std::vector<std::int64_t>& shape) {
 }
 
 ParallelFor threads_of(int threads) {
-  if (threads <= 0) threads = static_cast<int>(std::thread::hardware_concurrency());
+  constexpr int kMost = 4096;
+  if (threads < 0 || threads > kMost) {
+    fail(ErrorKind::kValue, "threads must be 1..", kMost, ", or None for one for each core, got ", threads);
+  }
+  if (threads == 0) threads = std::min(kMost, static_cast<int>(std::thread::hardware_concurrency()));
   if (threads <= 1) return {};
   static std::mutex mutex;
   // Never destroyed: at exit another thread may still be inside an operation.

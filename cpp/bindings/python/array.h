@@ -21,7 +21,8 @@ TensorView view_of(const py::handle& object, const char* op, const char* argumen
 // A new, uninitialised, row-major NumPy array.
 py::array new_array(DType dtype, const std::vector<std::int64_t>& shape);
 
-// The pool for `threads` threads (<= 0: one for each core), made on first use and kept by this module.
+// The pool for `threads` threads (0: one for each core), made on first use and kept by this module. Call it with the
+// GIL held: then a fork by Python never finds its lock taken.
 ParallelFor threads_of(int threads);
 
 void register_errors(py::module_& module);

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -39,6 +40,8 @@ class Memory {
   explicit Memory(std::size_t bytes) : memory_(kept().exchange(nullptr)), bytes_(bytes) {
     if (memory_ != nullptr && *static_cast<std::size_t*>(memory_) >= bytes + kHeader) return;
     std::free(memory_);
+    memory_ = nullptr;
+    if (bytes > static_cast<std::size_t>(PTRDIFF_MAX) / 2) throw std::bad_alloc();
     const std::size_t size = (bytes + kHeader + 4095) / 4096 * 4096;
     memory_ = std::aligned_alloc(4096, size);
     if (memory_ == nullptr) throw std::bad_alloc();
@@ -81,9 +84,9 @@ py::array forward(const py::object& x, const py::object& weight, const py::objec
   const DeformConv2dShape shape = deform_conv2d_shape(x_view, weight_view, offset_view, mask_view, bias_view, params);
   py::array output = output_array(shape);
   const TensorView output_view = view_of(output, kOp, "output");
+  const ParallelFor parallel_for = threads_of(threads);
   {
     py::gil_scoped_release release;
-    const ParallelFor parallel_for = threads_of(threads);
     const Memory memory(deform_conv2d_workspace_cpu(shape, parallel_for.threads, false));
     deform_conv2d_cpu(x_view, weight_view, nullptr, offset_view, mask_view, bias_view, params, memory.workspace(),
                       output_view, parallel_for);
@@ -114,9 +117,9 @@ py::tuple backward(const py::object& grad_output, const py::object& x, const py:
   make(2, offset_view.dtype, extents(offset_view), gradients.offset);
   if (mask_view.present()) make(3, mask_view.dtype, extents(mask_view), gradients.mask);
   make(4, shape.dtype, {shape.out_channels}, gradients.bias);
+  const ParallelFor parallel_for = threads_of(threads);
   {
     py::gil_scoped_release release;
-    const ParallelFor parallel_for = threads_of(threads);
     const Memory memory(deform_conv2d_backward_workspace_cpu(shape, parallel_for.threads));
     deform_conv2d_backward_cpu(grad_view, x_view, weight_view, offset_view, mask_view, params, memory.workspace(),
                                gradients, parallel_for);
@@ -136,8 +139,9 @@ class PackedDeformConv2d {
     if (!packed_) throw std::bad_alloc();
     // Only the shape is kept of the weight; a view of no memory, row-major.
     weight_ = make_view(nullptr, view.dtype, {view.shape[0], view.shape[1], view.shape[2], view.shape[3]});
+    const ParallelFor parallel_for = threads_of(threads);
     py::gil_scoped_release release;
-    deform_conv2d_pack_cpu(view, params_, packed_.get(), threads_of(threads));
+    deform_conv2d_pack_cpu(view, params_, packed_.get(), parallel_for);
   }
 
   py::array call(const py::object& x, const py::object& offset, const py::object& mask, int threads) const {
@@ -146,9 +150,9 @@ class PackedDeformConv2d {
     const DeformConv2dShape shape = deform_conv2d_shape(x_view, weight_, offset_view, mask_view, bias_view, params_);
     py::array output = output_array(shape);
     const TensorView output_view = view_of(output, kOp, "output");
+    const ParallelFor parallel_for = threads_of(threads);
     {
       py::gil_scoped_release release;
-      const ParallelFor parallel_for = threads_of(threads);
       const Memory memory(deform_conv2d_workspace_cpu(shape, parallel_for.threads, true));
       deform_conv2d_cpu(x_view, weight_, packed_.get(), offset_view, mask_view, bias_view, params_, memory.workspace(),
                         output_view, parallel_for);

@@ -31,8 +31,9 @@ struct ParallelFor {
 };
 
 // A fixed set of threads for hosts that have none (Python, plain C++ programs). `threads` counts the caller, which
-// works too; 0 means one for each core. Calls from several threads take turns. After fork() the child's copy has no
-// threads left and runs everything on the caller.
+// works too; 0 means one for each core. Calls from several threads take turns; a call from within a task, of this or
+// another pool, runs on the thread that makes it. After fork() the child's copy has no threads left and runs everything
+// on the caller. Throws Error(kRuntime) when the system has no more threads.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads = 0);

@@ -8,7 +8,8 @@
 // Runs are contiguous uint32 views [R]. Several masks are one such view and int64 `offsets` [N+1]: mask i has the runs
 // offsets[i] .. offsets[i+1]. Functions whose result has a length that the caller cannot know return the length needed;
 // where that is more than the view given holds, the view's contents are unspecified, and the caller calls again
-// with a larger one. Scratch memory is taken from the heap, in proportion to the runs.
+// with a larger one. Scratch memory is taken from the heap, in proportion to the runs (and for outlines, to the pixel
+// columns that they cover).
 #pragma once
 
 #include <cstdint>

@@ -211,6 +211,9 @@ void decode_centers_cpu(const TensorView& heatmap, const DecodeParams& params, c
                         const TensorView& labels, const TensorView& index, const TensorView& count,
                         const ParallelFor& parallel) {
   check_decode_centers(heatmap, params, scores, labels, index, count);
+  if (heatmap.device.type != DeviceType::kCpu) {
+    fail(ErrorKind::kUnsupported, "decode_centers: heatmap must be on the CPU");
+  }
   if (heatmap.dtype == DType::kFloat32) {
     decode<float>(heatmap, params, scores, labels, index, count, parallel);
   } else {

@@ -10,6 +10,7 @@ namespace {
 
 constexpr const char* kOp = "deform_conv2d: ";
 constexpr std::int64_t kMaxPixels = std::int64_t{1} << 30;  // kernels number pixels of an image in 32 bits
+constexpr std::int64_t kMaxStep = 1 << 24;                  // of a parameter: far from overflow in any product below
 
 void check_rank(const TensorView& view, const char* name, int rank, const char* layout) {
   if (!view.present()) fail(ErrorKind::kValue, kOp, name, " is missing");
@@ -24,9 +25,8 @@ void check_like_x(const TensorView& view, const char* name, const TensorView& x,
 }
 
 void check_pair(const std::int64_t (&pair)[2], const char* name, std::int64_t least) {
-  constexpr std::int64_t kMost = 1 << 24;  // far from overflow in any product below
-  if (pair[0] < least || pair[1] < least || pair[0] > kMost || pair[1] > kMost) {
-    fail(ErrorKind::kValue, kOp, name, " must be >= ", least, ", got (", pair[0], ", ", pair[1], ")");
+  if (pair[0] < least || pair[1] < least || pair[0] > kMaxStep || pair[1] > kMaxStep) {
+    fail(ErrorKind::kValue, kOp, name, " must be >= ", least, " and <= 2^24, got (", pair[0], ", ", pair[1], ")");
   }
 }
 
@@ -68,6 +68,9 @@ DeformConv2dShape deform_conv2d_shape(const TensorView& x, const TensorView& wei
     fail(ErrorKind::kValue, kOp, "x must have at least one channel and one pixel, got ", shape_text(x));
   }
   if (weight.size() < 1) fail(ErrorKind::kValue, kOp, "weight must not be empty, got ", shape_text(weight));
+  if (s.kernel_h > kMaxStep || s.kernel_w > kMaxStep) {
+    fail(ErrorKind::kValue, kOp, "the kernel of weight ", shape_text(weight), " must be at most 2^24 high and wide");
+  }
   if (s.height >= kMaxPixels || s.width >= kMaxPixels || s.height * s.width >= kMaxPixels) {
     fail(ErrorKind::kValue, kOp, "x must have fewer than 2^30 pixels an image, got ", shape_text(x));
   }

@@ -1,5 +1,6 @@
 // Forward on the CPU: plans the tiles and runs the kernels of the instruction set in use.
 #include <cstring>
+#include <type_traits>
 
 #include "deform_conv2d/driver.h"
 #include "deform_conv2d/kernels.h"
@@ -86,7 +87,9 @@ std::size_t lay_out(Layout layout, const ForwardPlan& plan, const ForwardKernels
 // Packed weights begin with this, so that they are not used with another shape or instruction set.
 struct alignas(64) PackedHeader {
   std::int64_t isa, dtype, out_channels, in_channels, kernel_h, kernel_w, groups;
+  std::int64_t unused;  // no padding: headers are compared byte by byte
 };
+static_assert(std::has_unique_object_representations_v<PackedHeader>, "padding would have any content");
 
 PackedHeader header_of(const TensorView& weight, const DeformConv2dParams& params, Isa isa) {
   PackedHeader header{};

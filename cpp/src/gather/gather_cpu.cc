@@ -57,6 +57,9 @@ void gather(const TensorView& features, const TensorView& index, const TensorVie
 void gather_patches_cpu(const TensorView& features, const TensorView& index, const TensorView& patches,
                         const ParallelFor& parallel) {
   check_gather_patches(features, index, patches);
+  if (features.device.type != DeviceType::kCpu) {
+    fail(ErrorKind::kUnsupported, "gather_patches: features must be on the CPU");
+  }
   if (features.dtype == DType::kFloat32) {
     gather<float>(features, index, patches, parallel);
   } else {

@@ -271,6 +271,7 @@ void assemble_bitmaps_cpu(const AssembleMasksParams& params, const AssembleMasks
   for_instances(assembler, count, worker_count(count, parallel), parallel,
                 [&](std::int64_t i, const Worker& worker, std::int64_t) {
                   const auto at = static_cast<std::size_t>(i);
+                  if (begins[at + 1] == begins[at]) return;  // and with no pixels at all, the memory may be null
                   std::uint8_t* bitmap = bitmaps.ptr<std::uint8_t>() + begins[at];
                   std::memset(bitmap, 0, static_cast<std::size_t>(begins[at + 1] - begins[at]));
                   fill(worker.toggles, params.image_height, &windows[4 * at], bitmap);

@@ -70,6 +70,10 @@ void check_inputs(const AssembleMasksParams& params, const AssembleMasksInputs& 
          shape_text(mask_params));
   }
   if (dynamic || channels == 1) return;  // labels do not matter
+  if (!labels.present()) {
+    fail(ErrorKind::kType, op, ": labels is missing: int64 [I=", count, "], to choose among M=", channels,
+         " mask_features");
+  }
   check_view(labels, DType::kInt64, 1, op, "labels", "[I]");
   if (labels.shape[0] != count) {
     fail(ErrorKind::kValue, op, ": labels must be [I=", count, "], got ", shape_text(labels));

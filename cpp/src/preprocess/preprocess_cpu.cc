@@ -129,6 +129,7 @@ struct Job {
 void preprocess_cpu(const TensorView& image, const PreprocessParams& params, const TensorView& out,
                     const ParallelFor& parallel) {
   check_preprocess(image, params, out);
+  if (image.device.type != DeviceType::kCpu) fail(ErrorKind::kUnsupported, "preprocess: image must be on the CPU");
   const double* matrix = params.image_to_input;
   Job job{image,
           out,

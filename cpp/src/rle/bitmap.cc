@@ -73,7 +73,9 @@ std::int64_t encode_by_rows(const Bitmap& bitmap, const TensorView& runs) {
   if (changes + 1 > runs.shape[0]) return changes + 1;
   auto* out = runs.ptr<std::uint32_t>();
   for_changes_by_rows(bitmap, [&](std::int64_t y, std::int64_t x) {
-    out[next[static_cast<std::size_t>(x)]++] = static_cast<std::uint32_t>(x * bitmap.height + y);
+    std::int64_t& place = next[static_cast<std::size_t>(x)];
+    // Always true, unless another thread writes to the bitmap meanwhile.
+    if (place < changes) out[place++] = static_cast<std::uint32_t>(x * bitmap.height + y);
   });
   out[changes] = static_cast<std::uint32_t>(bitmap.height * bitmap.width);
   for (std::int64_t i = changes; i > 0; --i) out[i] -= out[i - 1];

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -236,11 +236,15 @@ def _check_images(file: CocoFile) -> dict[object, tuple[Path, int, int, bool]]:
             file.problems.append(Problem(str(file.path), f"image id {row['id']!r} is given twice; the first is kept"))
             continue
         path = file.folder / "images" / row["file_name"]
-        if not path.is_file():
-            path = file.folder / row["file_name"]
-        if not path.is_file():
-            missing = file.folder / "images" / row["file_name"]
-            file.problems.append(Problem(str(missing), "no such picture"))
+        try:
+            if not path.is_file():
+                path = file.folder / row["file_name"]
+            if not path.is_file():
+                missing = file.folder / "images" / row["file_name"]
+                file.problems.append(Problem(str(missing), "no such picture"))
+                continue
+        except OSError as error:  # a name that is too long, a folder that may not be entered
+            file.problems.append(Problem(str(path), f"cannot be opened: {error.strerror}"))
             continue
         try:
             raw_width, raw_height, orientation = _picture_size(path)
@@ -306,7 +310,7 @@ def _read_annotation(file: CocoFile, row: Mapping[str, Any], label: int, width: 
             _annotation_problem(file, row, f"its box {row['bbox']!r:.60} is not usable; taken from the mask")
         box = mask_box
     stated = row.get("area")
-    if isinstance(stated, (int, float)) and math.isfinite(stated) and stated > 0:
+    if _is_number(stated) and stated > 0:
         area = float(stated)
     return Annotation(label, crowd, box, area, rings, bitmap, rle, row.get("id"))
 
@@ -314,10 +318,15 @@ def _read_annotation(file: CocoFile, row: Mapping[str, Any], label: int, width: 
 def _read_box(value: object) -> tuple[float, float, float, float] | None:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
         return None
-    if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in value):
+    if not all(map(_is_number, value)):
         return None
     x, y, w, h = (float(v) for v in value)
     return (x, y, w, h) if w > 0 and h > 0 else None
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    # An integer of JSON may have any number of digits; isfinite() fails on those that no float holds.
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def _touches(box: tuple[float, float, float, float], width: int, height: int) -> bool:
