@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -41,7 +42,8 @@ def make_subset(data: Path, out: Path, pictures: int) -> Path:
 
 
 def run(variant: str, data: Path, out: Path, epochs: int, size: int) -> dict[str, Any]:
-    """Trains and evaluates one variant."""
+    """Trains and evaluates one variant, from scratch each time."""
+    shutil.rmtree(out / variant, ignore_errors=True)
     config = TrainConfig(
         data=(str(data),),
         model=f"lite0-{variant}",
