@@ -1,10 +1,13 @@
 // Centre decoding: the peaks of a heatmap, best first.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
+#include "centermask/cuda.h"
 #include "centermask/parallel.h"
 #include "centermask/tensor_view.h"
+#include "centermask/workspace.h"
 
 namespace centermask {
 
@@ -28,5 +31,12 @@ void check_decode_centers(const TensorView& heatmap, const DecodeParams& params,
 void decode_centers_cpu(const TensorView& heatmap, const DecodeParams& params, const TensorView& scores,
                         const TensorView& labels, const TensorView& index, const TensorView& count,
                         const ParallelFor& parallel = {});
+
+// On CUDA the heatmap may be float32, float16 or bfloat16; scores are float32. The same order as on the CPU.
+std::size_t decode_centers_workspace_cuda(const TensorView& heatmap, const DecodeParams& params);
+
+void decode_centers_cuda(const TensorView& heatmap, const DecodeParams& params, const Workspace& workspace,
+                         const TensorView& scores, const TensorView& labels, const TensorView& index,
+                         const TensorView& count, const CudaStream& stream);
 
 }  // namespace centermask

@@ -10,14 +10,18 @@
 // Tap (i, j) of output pixel (oy, ox) samples x bilinearly at
 //   y = oy*stride - padding + i*dilation + dy,  x = ox*stride - padding + j*dilation + dx
 // (pixel centres at integers), with zero outside the image. A sample at a NaN or infinite place counts as 0.
-// x, weight, bias and output share float32 or float64; offset and mask have that type or float32.
+// x, weight, bias and output share one type: float32 or float64 on the CPU; float32, float16 or bfloat16 on CUDA.
+// Offset and mask have that type or float32. Coordinates, weights of the interpolation and sums are never kept in half
+// precision.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "centermask/cuda.h"
 #include "centermask/parallel.h"
 #include "centermask/tensor_view.h"
+#include "centermask/workspace.h"
 
 namespace centermask {
 
@@ -30,6 +34,8 @@ struct DeformConv2dParams {
   std::int64_t dilation[2] = {1, 1};
   std::int64_t groups = 1;
   Activation activation = Activation::kNone;
+  bool allow_tf32 = false;     // CUDA, float32: products in TensorFloat-32 (10 bits of mantissa) on the tensor cores
+  bool deterministic = false;  // CUDA backward: the same bits on every run, at a price; forward always is
 };
 
 // What the arguments amount to, once they have been found to fit each other.
@@ -49,12 +55,6 @@ struct DeformConv2dShape {
 // absent. The same rules for every device.
 DeformConv2dShape deform_conv2d_shape(const TensorView& x, const TensorView& weight, const TensorView& offset,
                                       const TensorView& mask, const TensorView& bias, const DeformConv2dParams& params);
-
-// Scratch memory that the caller owns; any alignment.
-struct Workspace {
-  void* data = nullptr;
-  std::size_t bytes = 0;
-};
 
 // Constant weights can be brought into the kernels' order once. The packed form belongs to the instruction set in use
 // when it was made and to this library's build: keep it in memory, do not store it. 64-byte alignment is best.
@@ -85,5 +85,24 @@ void deform_conv2d_backward_cpu(const TensorView& grad_output, const TensorView&
                                 const TensorView& offset, const TensorView& mask, const DeformConv2dParams& params,
                                 const Workspace& workspace, const DeformConv2dGradients& gradients,
                                 const ParallelFor& parallel_for = {});
+
+// ---- CUDA: device memory throughout; inputs may have any strides (channels-last x is the fastest), outputs are
+// row-major or, for `output` and gradients.x, dense channels-last.
+std::size_t deform_conv2d_workspace_cuda(const TensorView& x, const TensorView& weight, const TensorView& offset,
+                                         const TensorView& mask, const DeformConv2dParams& params);
+
+void deform_conv2d_cuda(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
+                        const TensorView& bias, const DeformConv2dParams& params, const Workspace& workspace,
+                        const TensorView& output, const CudaStream& stream);
+
+std::size_t deform_conv2d_backward_workspace_cuda(const TensorView& grad_output, const TensorView& x,
+                                                  const TensorView& weight, const TensorView& offset,
+                                                  const TensorView& mask, const DeformConv2dParams& params,
+                                                  const DeformConv2dGradients& gradients);
+
+void deform_conv2d_backward_cuda(const TensorView& grad_output, const TensorView& x, const TensorView& weight,
+                                 const TensorView& offset, const TensorView& mask, const DeformConv2dParams& params,
+                                 const Workspace& workspace, const DeformConv2dGradients& gradients,
+                                 const CudaStream& stream);
 
 }  // namespace centermask

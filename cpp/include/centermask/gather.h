@@ -1,6 +1,7 @@
 // The 3x3 neighbourhoods of chosen cells: what lets a head be evaluated at the centres alone.
 #pragma once
 
+#include "centermask/cuda.h"
 #include "centermask/parallel.h"
 #include "centermask/tensor_view.h"
 
@@ -13,5 +14,9 @@ void check_gather_patches(const TensorView& features, const TensorView& index, c
 
 void gather_patches_cpu(const TensorView& features, const TensorView& index, const TensorView& patches,
                         const ParallelFor& parallel = {});
+
+// On CUDA the features may be float32, float16 or bfloat16.
+void gather_patches_cuda(const TensorView& features, const TensorView& index, const TensorView& patches,
+                         const CudaStream& stream);
 
 }  // namespace centermask

@@ -11,10 +11,13 @@
 // Boxes are xyxy in input pixels; image_to_input maps image pixels to input pixels. Pixel centres are at half-integers.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
+#include "centermask/cuda.h"
 #include "centermask/parallel.h"
 #include "centermask/tensor_view.h"
+#include "centermask/workspace.h"
 
 namespace centermask {
 
@@ -63,5 +66,19 @@ void mask_windows(const AssembleMasksParams& params, const TensorView& boxes, co
 // row by row; S is the sum of their areas.
 void assemble_bitmaps_cpu(const AssembleMasksParams& params, const AssembleMasksInputs& inputs,
                           const TensorView& bitmaps, const ParallelFor& parallel = {});
+
+// ---- CUDA, in device memory. mask_features and mask_params float32, float16 or bfloat16, boxes float32.
+// runs uint32 [capacity], offsets int64 [I+1]: always written, so that offsets[I] > capacity tells, once the stream has
+// come so far, that the runs did not fit and were not written.
+std::size_t assemble_masks_workspace_cuda(const AssembleMasksParams& params, const AssembleMasksInputs& inputs);
+
+void assemble_masks_cuda(const AssembleMasksParams& params, const AssembleMasksInputs& inputs,
+                         const Workspace& workspace, const TensorView& runs, const TensorView& offsets,
+                         const CudaStream& stream);
+
+// Packed bitmaps of the whole image: bitmaps uint8 [I, image_height, (image_width + 7) / 8], the leftmost pixel in the
+// lowest bit (NumPy's packbits with bitorder="little").
+void assemble_bitmaps_cuda(const AssembleMasksParams& params, const AssembleMasksInputs& inputs,
+                           const TensorView& bitmaps, const CudaStream& stream);
 
 }  // namespace centermask

@@ -1,6 +1,7 @@
 // From a photograph to the input of a network in one pass: resize, pad, normalise, HWC -> CHW.
 #pragma once
 
+#include "centermask/cuda.h"
 #include "centermask/parallel.h"
 #include "centermask/tensor_view.h"
 
@@ -24,5 +25,9 @@ void check_preprocess(const TensorView& image, const PreprocessParams& params, c
 
 void preprocess_cpu(const TensorView& image, const PreprocessParams& params, const TensorView& out,
                     const ParallelFor& parallel = {});
+
+// On CUDA `out` may be float32 or float16; the image is in device memory.
+void preprocess_cuda(const TensorView& image, const PreprocessParams& params, const TensorView& out,
+                     const CudaStream& stream);
 
 }  // namespace centermask
