@@ -87,9 +87,6 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   plan.shape = deform_conv2d_shape(x, weight, offset, mask, bias, params);
   const DeformConv2dShape& s = plan.shape;
   if (x.device.type != DeviceType::kCuda) fail(ErrorKind::kValue, kOp, ": x must be on a CUDA device");
-  if (s.dtype != DType::kFloat32 && s.dtype != DType::kFloat16 && s.dtype != DType::kBFloat16) {
-    fail(ErrorKind::kType, kOp, ": x must be float32, float16 or bfloat16 on CUDA, got ", dtype_name(s.dtype));
-  }
   const CudaStream device{nullptr, x.device.index};
   const int capability = cuda::compute_capability(kOp, device);
   const std::int64_t shared_limit = cuda::device_attribute(kOp, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);

@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
         const int part = 2 * half + side;
-        Neighbours n[kVectorsOfPart];
+        Neighbours n[kVectorsOfPart] = {};
 #pragma unroll
         for (int i = 0; i < kVectorsOfPart; ++i) {
           if (part * kVectorsOfPart + i < kVectors) gather_one(part * kVectorsOfPart + i, more, n[i]);
