@@ -119,7 +119,8 @@ void run(const Case& s, const Variant& v, unsigned seed, bool strange_offsets) {
   const std::int64_t oh = (s.h + 2 * s.padding - s.dilation * (s.kernel_h - 1) - 1) / s.stride + 1;
   const std::int64_t ow = (s.w + 2 * s.padding - s.dilation * (s.kernel_w - 1) - 1) / s.stride + 1;
   DeformConv2dParams params;
-  for (int i = 0; i < 2; ++i) params.stride[i] = s.stride, params.padding[i] = s.padding, params.dilation[i] = s.dilation;
+  for (int i = 0; i < 2; ++i)
+    params.stride[i] = s.stride, params.padding[i] = s.padding, params.dilation[i] = s.dilation;
   params.groups = s.groups;
   params.allow_tf32 = v.tf32;
   params.activation = v.relu ? Activation::kRelu : Activation::kNone;
@@ -160,16 +161,14 @@ void run(const Case& s, const Variant& v, unsigned seed, bool strange_offsets) {
   deform_conv2d_cpu(cpu_x, cpu_weight, nullptr, cpu_offset, cpu_mask, cpu_bias, params,
                     {cpu_memory.data(), cpu_memory.size()}, make_view(expected.data(), f64, {s.n, s.out, oh, ow}));
 
-  const DeviceBuffer<unsigned char> dx(
-      encode(v.channels_last ? reorder(x, s.n, s.c, s.h * s.w, false) : x, v.dtype));
+  const DeviceBuffer<unsigned char> dx(encode(v.channels_last ? reorder(x, s.n, s.c, s.h * s.w, false) : x, v.dtype));
   const DeviceBuffer<unsigned char> dweight(encode(weight, v.dtype)), doffset(encode(offset, places)),
       dmask(encode(mask, places)), dbias(encode(bias, v.dtype));
   const DeviceBuffer<unsigned char> doutput(expected.size() * static_cast<std::size_t>(dtype_size(v.dtype)));
   const TensorView gx = device_view(dx, v.dtype, {s.n, s.c, s.h, s.w}, v.channels_last);
   const TensorView gweight = device_view(dweight, v.dtype, {s.out, s.c / s.groups, s.kernel_h, s.kernel_w});
   const TensorView goffset = device_view(doffset, places, {s.n, 2 * s.offset_groups * taps, oh, ow});
-  const TensorView gmask =
-      v.mask ? device_view(dmask, places, {s.n, s.offset_groups * taps, oh, ow}) : TensorView{};
+  const TensorView gmask = v.mask ? device_view(dmask, places, {s.n, s.offset_groups * taps, oh, ow}) : TensorView{};
   const TensorView gbias = v.bias ? device_view(dbias, v.dtype, {s.out}) : TensorView{};
   const TensorView goutput = device_view(doutput, v.dtype, {s.n, s.out, oh, ow}, v.channels_last_out);
   const DeviceBuffer<unsigned char> memory(deform_conv2d_workspace_cuda(gx, gweight, goffset, gmask, params));
@@ -187,13 +186,14 @@ void run(const Case& s, const Variant& v, unsigned seed, bool strange_offsets) {
   const double norm = expected.empty() ? 0 : std::sqrt(error_square / square);
   const bool good = expected.empty() || (worst <= 5 * tolerance(v) * scale && norm <= tolerance(v));
   if (!good || std::getenv("CENTERMASK_TEST_VERBOSE") != nullptr) {
-    std::printf("%s%s x %lld,%lld,%lld,%lld out %lld kernel %lldx%lld stride %lld dilation %lld groups %lld,%lld: worst "
-                "%.3g norm %.3g\n",
-                dtype_name(v.dtype), v.tf32 ? " tf32" : "", static_cast<long long>(s.n), static_cast<long long>(s.c),
-                static_cast<long long>(s.h), static_cast<long long>(s.w), static_cast<long long>(s.out),
-                static_cast<long long>(s.kernel_h), static_cast<long long>(s.kernel_w),
-                static_cast<long long>(s.stride), static_cast<long long>(s.dilation), static_cast<long long>(s.groups),
-                static_cast<long long>(s.offset_groups), worst / scale, norm);
+    std::printf(
+        "%s%s x %lld,%lld,%lld,%lld out %lld kernel %lldx%lld stride %lld dilation %lld groups %lld,%lld: worst "
+        "%.3g norm %.3g\n",
+        dtype_name(v.dtype), v.tf32 ? " tf32" : "", static_cast<long long>(s.n), static_cast<long long>(s.c),
+        static_cast<long long>(s.h), static_cast<long long>(s.w), static_cast<long long>(s.out),
+        static_cast<long long>(s.kernel_h), static_cast<long long>(s.kernel_w), static_cast<long long>(s.stride),
+        static_cast<long long>(s.dilation), static_cast<long long>(s.groups), static_cast<long long>(s.offset_groups),
+        worst / scale, norm);
   }
   CHECK(good);
 }

@@ -1,5 +1,5 @@
-// Forward on CUDA: plans the tiles, prepares the operands in the workspace and launches the kernels. docs/cuda.md has the
-// reasons for the choices.
+// Forward on CUDA: plans the tiles, prepares the operands in the workspace and launches the kernels. docs/cuda.md has
+// the reasons for the choices.
 #include <numeric>
 
 #include "cuda/runtime.h"
@@ -157,9 +157,7 @@ std::size_t workspace_bytes(const Plan& plan) {
 
 // ---- launches ----
 
-dim3 grid_1d(std::int64_t threads) {
-  return dim3(static_cast<unsigned>(divide_up(threads, kPrepareThreads)), 1, 1);
-}
+dim3 grid_1d(std::int64_t threads) { return dim3(static_cast<unsigned>(divide_up(threads, kPrepareThreads)), 1, 1); }
 
 template <class V>
 void copy_x(const Plan& plan, const TensorView& x, void* to, const CudaStream& stream) {

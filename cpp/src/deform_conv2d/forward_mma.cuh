@@ -1,5 +1,5 @@
-// The forward kernel on tensor cores: an implicit matrix product whose left operand, the samples, is computed into shared
-// memory one step of K ahead of the products that read it.
+// The forward kernel on tensor cores: an implicit matrix product whose left operand, the samples, is computed into
+// shared memory one step of K ahead of the products that read it.
 #pragma once
 
 #include "cuda/mma.h"
@@ -36,11 +36,11 @@ struct MmaTf32 : Float32 {
   }
 };
 
-// Both operands lie in shared memory as their readers' lanes want them: [8 rows of the tile][2 halves of the chunk][lane
-// 4*row + vector][16 bytes]. A lane's 16 bytes are its registers for two instructions: words 0 and 1 of the first, 2 and
-// 3 of the second. (The order of K is free as long as both operands have the same; this one needs no ldmatrix, and all
-// reads are of 512 consecutive bytes.) The samples' odd halves have neighbouring rows exchanged, so that the 8 lanes that
-// write a row's 8 vectors meet all 32 banks.
+// Both operands lie in shared memory as their readers' lanes want them: [8 rows of the tile][2 halves of the
+// chunk][lane 4*row + vector][16 bytes]. A lane's 16 bytes are its registers for two instructions: words 0 and 1 of the
+// first, 2 and 3 of the second. (The order of K is free as long as both operands have the same; this one needs no
+// ldmatrix, and all reads are of 512 consecutive bytes.) The samples' odd halves have neighbouring rows exchanged, so
+// that the 8 lanes that write a row's 8 vectors meet all 32 banks.
 constexpr int kRowsBytes = 8 * kChunkBytes;
 __device__ __forceinline__ int sample_at(int row, int vector) {
   const int half = vector / 4;
@@ -187,8 +187,9 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
       for (int n = 0; n < kTilesN; ++n) {
         const int column = (warp_n * kTilesN + n) * 8 + lane % 4 * 2;
         if (a.partial != nullptr) {
-          float* to = a.partial + ((static_cast<std::int64_t>(split) * a.tiles + tile) * kM + row) *
-                                      (static_cast<std::int64_t>(blocks_of_tile) * kN) +
+          float* to = a.partial +
+                      ((static_cast<std::int64_t>(split) * a.tiles + tile) * kM + row) *
+                          (static_cast<std::int64_t>(blocks_of_tile) * kN) +
                       group_block * kN + column;
           *reinterpret_cast<float2*>(to) = make_float2(sums[m][n][2 * i], sums[m][n][2 * i + 1]);
         } else {

@@ -1,5 +1,5 @@
-// The plan of a forward call on CUDA: which kernel, which tiles, what lies where in the workspace. Plain C++, also passed
-// to the kernels by value.
+// The plan of a forward call on CUDA: which kernel, which tiles, what lies where in the workspace. Plain C++, also
+// passed to the kernels by value.
 #pragma once
 
 #include <cstddef>

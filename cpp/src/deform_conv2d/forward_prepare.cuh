@@ -1,5 +1,5 @@
-// What runs before and after the forward kernel: x brought to channels-last, the weights into the kernel's order, and the
-// sum of the parts of K.
+// What runs before and after the forward kernel: x brought to channels-last, the weights into the kernel's order, and
+// the sum of the parts of K.
 #pragma once
 
 #include "cuda/mma.h"
@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(kPrepareThreads) copy_channels_last(const Copy
     if (pixel < a.pixels && padded < a.all_channels && inside < a.segment_channels) {
       const std::int64_t y = static_cast<int>(pixel) / a.width, x = static_cast<int>(pixel) % a.width;
       const std::int64_t channel = static_cast<std::int64_t>(segment) * a.segment_channels + inside;
-      value = static_cast<const V*>(a.from)[n * a.stride[0] + channel * a.stride[1] + y * a.stride[2] + x * a.stride[3]];
+      value =
+          static_cast<const V*>(a.from)[n * a.stride[0] + channel * a.stride[1] + y * a.stride[2] + x * a.stride[3]];
     }
     values[i % kCopyTile][i / kCopyTile] = value;
   }
@@ -95,10 +96,10 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
     const int out = out_block * a.columns + column;
     V value = from_float<V>(0.0f);
     if (channel < a.segment_channels && out < a.group_out) {
-      value = static_cast<const V*>(a.from)[(group * a.group_out + out) * a.stride[0] +
-                                            (static_cast<std::int64_t>(segment) * a.segment_channels + channel) *
-                                                a.stride[1] +
-                                            tap / a.kernel_w * a.stride[2] + tap % a.kernel_w * a.stride[3]];
+      value = static_cast<const V*>(
+          a.from)[(group * a.group_out + out) * a.stride[0] +
+                  (static_cast<std::int64_t>(segment) * a.segment_channels + channel) * a.stride[1] +
+                  tap / a.kernel_w * a.stride[2] + tap % a.kernel_w * a.stride[3]];
     }
     if constexpr (kTf32) value = bit_copy<float>(cuda::to_tf32(value));
     values[e] = value;

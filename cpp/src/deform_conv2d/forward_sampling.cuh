@@ -160,8 +160,7 @@ __device__ __forceinline__ void find_places(const Arguments& a, const TileConfig
   constexpr int kAtOnce = 5;  // loads under way together
   const int p = static_cast<int>(threadIdx.x) % kPositions;
   const Position at = locate(a, tile, tile_index, p);
-  const std::int64_t offset_at =
-      at.n * a.offset_stride[0] + at.y * a.offset_stride[2] + at.x * a.offset_stride[3];
+  const std::int64_t offset_at = at.n * a.offset_stride[0] + at.y * a.offset_stride[2] + at.x * a.offset_stride[3];
   const std::int64_t mask_at = at.n * a.mask_stride[0] + at.y * a.mask_stride[2] + at.x * a.mask_stride[3];
   const int y0 = at.y * a.stride[0] - a.padding[0], x0 = at.x * a.stride[1] - a.padding[1];
   for (int tap0 = static_cast<int>(threadIdx.x) / kPositions; tap0 < count; tap0 += kStep * kAtOnce) {
