@@ -77,6 +77,8 @@ def build(settings: dict[str, Any], config: TrainConfig, classes: Any, init_from
     """The model with its neck as the settings say."""
     no_lateral = settings["padding"] == 0 or not settings.get("lateral", True)
     model_config = default_model_config(config, *classes)
+    # Squares, so that a neck that loses cells at each stage is not left with none on a narrow picture.
+    model_config = replace(model_config, preprocess=replace(model_config.preprocess, policy="fixed"))
     if no_lateral:
         model_config = replace(model_config, lateral=False)
     model = CenterMask(model_config, pretrained=not init_from)
