@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from centermask import __version__
+from centermask.validate import command as validate_command
 
 if TYPE_CHECKING:
     from centermask.predictor import Predictor
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_export(commands)
     _add_benchmark(commands)
+    validate_command.add_parser(commands)
     doctor = commands.add_parser("doctor", help="show what is installed and what is known to go wrong")
     doctor.set_defaults(run=_doctor)
     return parser

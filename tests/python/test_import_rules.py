@@ -37,6 +37,7 @@ INFERENCE = {
     "predictor": {"ops", "instances", "metadata", "preprocess", "session"},
     "predict_files": {"files", "instances", "metadata", "predictor", "preprocess"},
     "benchmark": {"predictor", "preprocess"},
+    "webpage": set(),
     "doctor": {"predictor", "_core"},
 }
 # Imported inside functions, each for a feature that says what to install when it is missing.

@@ -148,16 +148,16 @@ def evaluate_file(
     Raises:
         ValueError: Model and data have no class in common, or a file is not what it should be.
     """
-    labelled = list(dict.fromkeys(read_json(data, split).categories.values()))
+    labelled = list(dict.fromkeys(read_json(data, split, make_val=True).categories.values()))
     if Path(model).suffix.lower() == ".json":
-        return _evaluate_results(Path(model), load_datasets([data], split)), []
+        return _evaluate_results(Path(model), load_datasets([data], split, make_val=True)), []
     predictor = _load(model, device, threads)
     common = [name for name in labelled if name in predictor.info.class_names]
     if not common:
         raise ValueError(
             f"{model} knows {list(predictor.info.class_names)}, {data} labels {labelled}: no class in common"
         )
-    dataset = load_datasets([data], split, classes=common)
+    dataset = load_datasets([data], split, classes=common, make_val=True)
     notes = []
     for names, other, who in (
         (labelled, predictor.info.class_names, "data"),
