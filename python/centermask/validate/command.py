@@ -7,38 +7,6 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
-
-EPILOG = """\
-exit codes:
-  0  nothing wrong, or warnings only
-  1  errors: something is not usable, or would make figures lie
-  2  nothing was done: no data set there, or wrong usage
-"""
-
-
-def add_parser(commands: Any) -> None:
-    """Adds the subcommand to `argparse`'s subparsers."""
-    parser = commands.add_parser(
-        "validate",
-        help="look for what is wrong with a data set",
-        description="Looks at every picture and annotation of a data set: COCO (train.json, images/), COCO 2017, "
-        "Roboflow-COCO or YOLO-seg.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("data", metavar="DATA", help="folder of the data set, or its data.yaml")
-    parser.add_argument("--json", metavar="FILE", help="write counts and all findings")
-    parser.add_argument("--html", metavar="FILE", help="write a page with pictures, in one file")
-    parser.add_argument(
-        "--size",
-        type=int,
-        default=512,
-        metavar="PX",
-        help="input size to judge small objects by (default: %(default)s)",
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="that decode pictures (default: all cores)")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

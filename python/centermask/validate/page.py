@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 
 import cv2
@@ -86,7 +87,7 @@ def _counts(report: Report) -> Iterator[str]:
 def _finding(report: Report, kind: str) -> str:
     severity, text = KINDS[kind]
     count, kept = report.findings.counts[kind], report.findings.kept[kind]
-    items = "".join(f"<li>{webpage.escape(str(finding))}</li>" for finding in kept[:_ROWS_SHOWN])
+    items = "".join(f"<li>{escape(str(finding))}</li>" for finding in kept[:_ROWS_SHOWN])
     more = count - min(len(kept), _ROWS_SHOWN)
     body = [f"<ul>{items}</ul>", webpage.paragraph(f"and {more} more", "lead") if more else ""]
     pictures = [_defect(defect) for defect in report.gallery.defects.get(kind, ())]

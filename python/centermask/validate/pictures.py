@@ -66,10 +66,10 @@ def read_picture(path: Path) -> Picture:
         return Picture(f"OpenCV cannot decode it: {str(error).strip()}")
     if grey is None:
         return Picture(f"damaged, or not a picture in a format that OpenCV reads ({len(data)} bytes)")
-    grey = np.asarray(grey, np.uint8)
+    pixels: NDArray[np.uint8] = grey.astype(np.uint8, copy=False)
     width, height, orientation = header or (grey.shape[1], grey.shape[0], _image_file.orientation(data))
     digest = hashlib.blake2b(data, digest_size=16).digest()
-    code, thumbnail = perceptual_hash(grey)
+    code, thumbnail = perceptual_hash(pixels)
     return Picture(None, width, height, orientation, digest, code, thumbnail)
 
 
