@@ -46,7 +46,8 @@ __global__ void __launch_bounds__(kSimtThreads) forward_simt(const Arguments a) 
   bool fill = true;
   for (std::int64_t step = first_step; step < end_step; ++step) {
     if (fill) {
-      find_places<V, kM, kSimtThreads>(a, kTile, tile, at.offset_group(a, group), at.first_tap, at.block_taps, places);
+      find_places<V, kM, kSimtThreads, 2>(a, kTile, tile, at.offset_group(a, group), at.first_tap, at.block_taps,
+                                          places);
       __syncthreads();
     }
     // A chunk has 8 vectors: for half precision two rounds of 32 channels.
@@ -55,15 +56,18 @@ __global__ void __launch_bounds__(kSimtThreads) forward_simt(const Arguments a) 
         const int row = i / kVectorsAtOnce, v = i % kVectorsAtOnce;
         const int vector = at.chunk * kChunkVectors + first + v;
         Neighbours n;
-        gather(a, places, at.tap * kM + row, (group * a.segments + at.segment) * a.segment_vectors + vector,
-               vector < a.segment_vectors, n);
+        gather(a, places, at.tap * kM + row,
+               vector < a.segment_vectors
+                   ? static_cast<const uint4*>(a.x) + (group * a.segments + at.segment) * a.segment_vectors + vector
+                   : nullptr,
+               n);
         float values[kElements];
         blend(Type(), n, values);
 #pragma unroll
         for (int e = 0; e < kElements; ++e) samples[(v * kElements + e) * kPitch + row] = values[e];
       }
-      const V* from = static_cast<const V*>(a.packed) +
-                      (at.packed_tile(a, group, out_block) * kChunkVectors + first) * kElements * kN;
+      const V* from =
+          static_cast<const V*>(a.packed) + ((group_block * a.steps + step) * kChunkVectors + first) * kElements * kN;
       for (int i = thread; i < kDepth * kN; i += kSimtThreads) weights[i] = to_float(from[i]);
       __syncthreads();
 #pragma unroll 4
