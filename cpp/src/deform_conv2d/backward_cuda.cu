@@ -83,7 +83,8 @@ void copy_map(const TensorView& map, std::int64_t run, std::int64_t padded, std:
 // [taps][channels, padded][out channels of the channel's group, padded]
 void copy_weight(const BackwardPlan& p, const TensorView& weight, const Parts& parts, const CudaStream& stream) {
   const DeformConv2dShape& s = p.shape;
-  if (p.run != p.padded_run) cuda::fill_bytes(kOp, parts.weights, 0, static_cast<std::size_t>(parts.weight_bytes), stream);
+  if (p.run != p.padded_run)
+    cuda::fill_bytes(kOp, parts.weights, 0, static_cast<std::size_t>(parts.weight_bytes), stream);
   RowCopy copy{};
   copy.from = weight.data, copy.to = parts.weights;
   copy.batch = static_cast<int>(s.params.groups), copy.columns = static_cast<int>(p.group_out);

@@ -36,13 +36,13 @@ struct DataArguments {
   const void* pixels;   // x: [batch * height * width][pixel_stride]
   const void* weights;  // [taps][pixel_stride channels][out_stride], zero from group_out on
   std::int64_t grad_stride, pixel_stride, out_stride;
-  int slices;           // of 128 bytes of out channels
-  bool resident;        // grad_output's tile stays in shared memory: all channels of an offset group are of one group
+  int slices;     // of 128 bytes of out channels
+  bool resident;  // grad_output's tile stays in shared memory: all channels of an offset group are of one group
   // Channels of an offset group: runs of `run` channels (padded), each of one group, in chunks of 64.
   int offset_groups, runs, run, chunks_per_run;
-  int runs_per_group;   // of weight
+  int runs_per_group;  // of weight
   int taps_at_once, tap_groups, chunks_at_once, splits;
-  void* grad_pixels;    // float or 64-bit integers, as pixels; null if not wanted
+  void* grad_pixels;       // float or 64-bit integers, as pixels; null if not wanted
   const unsigned* maxima;  // not null: fixed point
   int headroom;
   bool need_places;

@@ -148,8 +148,8 @@ __device__ __forceinline__ void multiply_weight(const unsigned char* grads, int 
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         std::uint32_t a[4];
-        cuda::ldmatrix_x4_trans(a, grads + position_unit<T>(k + r + 8 * (matrix / 2), grad_bytes,
-                                                            first_out / 8 + 2 * i + matrix % 2));
+        cuda::ldmatrix_x4_trans(
+            a, grads + position_unit<T>(k + r + 8 * (matrix / 2), grad_bytes, first_out / 8 + 2 * i + matrix % 2));
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const std::uint32_t pair[2] = {b[j / 2][2 * (j % 2)], b[j / 2][2 * (j % 2) + 1]};

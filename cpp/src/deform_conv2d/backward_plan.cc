@@ -57,7 +57,8 @@ void plan_rows(const TensorView& grad_output, const TensorView& x, const DeformC
 void plan_data(BackwardPlan& p) {
   const DeformConv2dShape& s = p.shape;
   p.slices = divide_up(p.out_stride * dtype_size(s.dtype), 128);
-  const std::int64_t runs = p.runs / s.offset_groups, groups_in_offset_group = most(1, s.params.groups / s.offset_groups);
+  const std::int64_t runs = p.runs / s.offset_groups,
+                     groups_in_offset_group = most(1, s.params.groups / s.offset_groups);
   p.resident = p.slices <= 4 && groups_in_offset_group == 1 && (runs == 1 || s.params.groups == 1);
   const std::int64_t blocks = divide_up(p.positions, kTilePositions) * s.offset_groups;
   p.taps_at_once = divide_up(s.taps(), least(s.taps(), divide_up(kDataBlocks, blocks)));

@@ -10,7 +10,7 @@ namespace centermask::deform_cuda {
 struct BackwardPlan {
   DeformConv2dShape shape;
   bool need_x = false, need_weight = false, need_places = false, need_bias = false;  // places: offset or mask
-  bool fixed_point = false;  // grad_x is summed in integers
+  bool fixed_point = false;                                                          // grad_x is summed in integers
   std::int64_t positions = 0;
 
   // Channels of x that share group and offset group come in runs; in the workspace each begins on 16 bytes.

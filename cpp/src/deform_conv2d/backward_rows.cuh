@@ -124,8 +124,8 @@ static __global__ void __launch_bounds__(kCopyThreads)
   for (std::int64_t i = std::int64_t{blockIdx.x} * kCopyThreads + threadIdx.x; i < count;
        i += std::int64_t{gridDim.x} * kCopyThreads) {
     const std::int64_t i3 = i % n3, rest = i / n3, i2 = rest % n2, i1 = rest / n2 % n1, i0 = rest / n2 / n1;
-    const float value = read_float(values, i0 * values.stride[0] + i1 * values.stride[1] + i2 * values.stride[2] +
-                                               i3 * values.stride[3]);
+    const float value = read_float(
+        values, i0 * values.stride[0] + i1 * values.stride[1] + i2 * values.stride[2] + i3 * values.stride[3]);
     mine = max(mine, __float_as_uint(fabsf(value)));
   }
   atomicMax(&block_largest, mine);
@@ -152,7 +152,8 @@ __global__ void __launch_bounds__(kCopyThreads) finish_weight_kernel(const Finis
   const std::int64_t part = static_cast<std::int64_t>(a.groups) * a.column_groups * a.group_out * 64;
   for (int tap = 0; tap < a.taps; ++tap) {
     const float* from =
-        a.parts + ((group * a.column_groups + static_cast<std::int64_t>(chunk) * a.taps + tap) * a.group_out + out) * 64 +
+        a.parts +
+        ((group * a.column_groups + static_cast<std::int64_t>(chunk) * a.taps + tap) * a.group_out + out) * 64 +
         in_chunk;
     float sum = 0.0f;
     for (int split = 0; split < a.splits; ++split) sum += from[split * part];

@@ -42,8 +42,8 @@ struct WeightShared {
 
 template <class T>
 std::size_t weight_shared_bytes(int warps_out) {
-  return sizeof(WeightShared<T>) + 2 * sizeof(T) * kSlicePositions<T> *
-                                       static_cast<std::size_t>(64 * warps_out + 32 * (8 / warps_out));
+  return sizeof(WeightShared<T>) +
+         2 * sizeof(T) * kSlicePositions<T> * static_cast<std::size_t>(64 * warps_out + 32 * (8 / warps_out));
 }
 
 // The four corners' 16 bytes of channels.
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kWeightThreads, 2) backward_weight_kernel(cons
         neighbours.blend(shared.weights[slice % 2][q * kSlice + sample_row]);
   };
 
-  Neighbours<T> neighbours;
+  Neighbours<T> neighbours = {};
   load_grads(0);
   find_places(0);
   if (slices > 1) find_places(1);
@@ -185,9 +185,9 @@ __global__ void __launch_bounds__(kWeightThreads, 2) backward_weight_kernel(cons
     }
   }
   if (!busy) return;
-  float* part = a.parts + ((static_cast<std::int64_t>(split) * a.groups + group) * all_columns + first_column +
-                           warp_column / 2) *
-                              a.group_out * 64;
+  float* part =
+      a.parts + ((static_cast<std::int64_t>(split) * a.groups + group) * all_columns + first_column + warp_column / 2) *
+                    a.group_out * 64;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
 #pragma unroll
