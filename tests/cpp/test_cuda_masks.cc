@@ -1,0 +1,492 @@
+// assemble_masks and assemble_bitmaps of CUDA, on the emulator, against the CPU's.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "centermask/masks.h"
+#include "centermask/rle.h"
+#include "check.h"
+#include "cuda/runtime.h"
+
+using namespace centermask;
+
+namespace {
+
+const Device kCuda = {DeviceType::kCuda, 0};
+const CudaStream kStream;
+
+struct Case {
+  std::vector<float> features, mask_params, boxes;
+  std::vector<std::int64_t> labels;
+  std::int64_t channels, rows, columns, instances;
+  AssembleMasksParams params;
+
+  std::int64_t columns_of_params() const { return params.head == MaskHead::kDynamic ? 169 : 1024; }
+
+  AssembleMasksInputs inputs(Device device = {}) {
+    return {make_view(features.data(), DType::kFloat32, {channels, rows, columns}, device),
+            make_view(mask_params.data(), DType::kFloat32, {instances, columns_of_params()}, device),
+            make_view(boxes.data(), DType::kFloat32, {instances, 4}, device),
+            make_view(labels.data(), DType::kInt64, {instances}, device)};
+  }
+};
+
+struct Geometry {
+  std::int64_t height, width;
+  std::int64_t rows, columns;
+  double scale_x, shift_x, scale_y, shift_y;
+  std::int64_t stride = 4;
+};
+
+Case random_case(MaskHead head, std::int64_t instances, const Geometry& g, unsigned seed = 11) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  Case c;
+  c.channels = head == MaskHead::kDynamic ? 8 : 3;
+  c.rows = g.rows;
+  c.columns = g.columns;
+  c.instances = instances;
+  c.params.head = head;
+  c.params.image_height = g.height;
+  c.params.image_width = g.width;
+  c.params.image_to_input[0] = g.scale_x;
+  c.params.image_to_input[2] = g.shift_x;
+  c.params.image_to_input[4] = g.scale_y;
+  c.params.image_to_input[5] = g.shift_y;
+  c.params.stride = g.stride;
+  c.params.threshold = default_mask_threshold(head);
+  c.features.resize(static_cast<std::size_t>(c.channels * c.rows * c.columns));
+  c.mask_params.resize(static_cast<std::size_t>(instances * c.columns_of_params()));
+  const bool dynamic = head == MaskHead::kDynamic;
+  for (float& value : c.features) value = dynamic ? 1.5f * normal(random) : 1.5f * normal(random) + 1.5f;
+  for (float& value : c.mask_params) value = dynamic ? 0.4f * normal(random) : 2.0f * normal(random) + 1.0f;
+  const double across = g.scale_x * static_cast<double>(g.width), down = g.scale_y * static_cast<double>(g.height);
+  std::uniform_real_distribution<double> place(-0.15, 1.15);
+  for (std::int64_t i = 0; i < instances; ++i) {
+    double x0 = place(random), x1 = place(random), y0 = place(random), y1 = place(random);
+    if (x0 > x1 && i % 7 != 0) std::swap(x0, x1);
+    if (y0 > y1 && i % 11 != 0) std::swap(y0, y1);
+    c.boxes.insert(c.boxes.end(),
+                   {static_cast<float>(g.shift_x + x0 * across), static_cast<float>(g.shift_y + y0 * down),
+                    static_cast<float>(g.shift_x + x1 * across), static_cast<float>(g.shift_y + y1 * down)});
+    c.labels.push_back(static_cast<std::int64_t>(random() % 4) - 1);
+  }
+  return c;
+}
+
+struct Result {
+  std::vector<std::uint32_t> runs;
+  std::vector<std::int64_t> offsets;
+
+  TensorView mask(std::int64_t i) {
+    const std::int64_t begin = offsets[static_cast<std::size_t>(i)];
+    return make_view(runs.data() + begin, DType::kUInt32, {offsets[static_cast<std::size_t>(i) + 1] - begin});
+  }
+
+  std::vector<std::uint8_t> bitmap(std::int64_t i, const AssembleMasksParams& params) {
+    std::vector<std::uint8_t> pixels(static_cast<std::size_t>(params.image_height * params.image_width));
+    rle_decode(mask(i), make_view(pixels.data(), DType::kUInt8, {params.image_height, params.image_width}));
+    return pixels;
+  }
+};
+
+Result on_cpu(Case& c) {
+  Result result;
+  result.offsets.resize(static_cast<std::size_t>(c.instances) + 1);
+  const TensorView offsets = make_view(result.offsets.data(), DType::kInt64, {c.instances + 1});
+  const std::int64_t needed =
+      assemble_masks_cpu(c.params, c.inputs(), make_view(nullptr, DType::kUInt32, {0}), offsets);
+  result.runs.resize(static_cast<std::size_t>(needed));
+  assemble_masks_cpu(c.params, c.inputs(), make_view(result.runs.data(), DType::kUInt32, {needed}), offsets);
+  return result;
+}
+
+constexpr std::uint32_t kUntouched = 4000000001u;
+
+// A first call with room for no run, and a second with room for all of them.
+Result on_cuda(const AssembleMasksParams& params, const AssembleMasksInputs& inputs) {
+  const std::int64_t count = inputs.boxes.shape[0];
+  Result result;
+  result.offsets.assign(static_cast<std::size_t>(count) + 1, -5);
+  const TensorView offsets = make_view(result.offsets.data(), DType::kInt64, {count + 1}, kCuda);
+  std::vector<std::uint64_t> memory(assemble_masks_workspace_cuda(params, inputs) / 8 + 1, ~std::uint64_t{0});
+  const Workspace workspace = {memory.data(), memory.size() * 8};
+  assemble_masks_cuda(params, inputs, workspace, make_view(nullptr, DType::kUInt32, {0}, kCuda), offsets, kStream);
+  const std::int64_t needed = result.offsets.back();
+  CHECK(needed >= count);
+  if (needed < 0) return result;
+  result.runs.assign(static_cast<std::size_t>(needed), kUntouched);
+  if (needed > 1) {
+    assemble_masks_cuda(params, inputs, workspace, make_view(result.runs.data(), DType::kUInt32, {needed - 1}, kCuda),
+                        offsets, kStream);
+    CHECK(std::count(result.runs.begin(), result.runs.end(), kUntouched) == needed);
+  }
+  const std::vector<std::int64_t> expected = result.offsets;
+  assemble_masks_cuda(params, inputs, workspace, make_view(result.runs.data(), DType::kUInt32, {needed}, kCuda),
+                      offsets, kStream);
+  CHECK(result.offsets == expected);
+  return result;
+}
+
+// ---- v in double, by plain loops ----
+
+double between(double low, double high, double fraction) { return low * (1 - fraction) + high * fraction; }
+
+double cell_value(const Case& c, std::int64_t instance, std::int64_t i, std::int64_t j) {
+  const float* box = &c.boxes[static_cast<std::size_t>(4 * instance)];
+  const float* params = &c.mask_params[static_cast<std::size_t>(c.columns_of_params() * instance)];
+  const double x0 = box[0], y0 = box[1], x1 = box[2], y1 = box[3], stride = static_cast<double>(c.params.stride);
+  const double x = stride * (static_cast<double>(j) + 0.5), y = stride * (static_cast<double>(i) + 0.5);
+  const auto feature = [&](std::int64_t channel) {
+    return static_cast<double>(c.features[static_cast<std::size_t>((channel * c.rows + i) * c.columns + j)]);
+  };
+  if (c.params.head == MaskHead::kDynamic) {
+    const double size = std::max({x1 - x0, y1 - y0, stride});
+    double in[10] = {2 * (x - (x0 + x1) / 2) / size, 2 * (y - (y0 + y1) / 2) / size}, first[8], second[8];
+    for (int k = 0; k < 8; ++k) in[k + 2] = feature(k);
+    for (int o = 0; o < 8; ++o) {
+      first[o] = params[152 + o];
+      for (int k = 0; k < 10; ++k) first[o] += params[o * 10 + k] * in[k];
+      first[o] = std::max(first[o], 0.0);
+    }
+    double logit = params[168];
+    for (int o = 0; o < 8; ++o) {
+      second[o] = params[160 + o];
+      for (int k = 0; k < 8; ++k) second[o] += params[80 + o * 8 + k] * first[k];
+      logit += params[144 + o] * std::max(second[o], 0.0);
+    }
+    return logit;
+  }
+  const double u = std::min(std::max((x - x0) / (x1 - x0) * 32 - 0.5, 0.0), 31.0);
+  const double v = std::min(std::max((y - y0) / (y1 - y0) * 32 - 0.5, 0.0), 31.0);
+  const int left = static_cast<int>(u), upper = static_cast<int>(v);
+  const int right = std::min(left + 1, 31), lower = std::min(upper + 1, 31);
+  const double shape = between(between(params[upper * 32 + left], params[upper * 32 + right], u - left),
+                               between(params[lower * 32 + left], params[lower * 32 + right], u - left), v - upper);
+  const std::int64_t channel = c.channels > 1 ? c.labels[static_cast<std::size_t>(instance)] : 0;
+  return 1 / (1 + std::exp(-shape)) / (1 + std::exp(-feature(channel)));
+}
+
+double pixel_value(const Case& c, std::int64_t instance, std::int64_t py, std::int64_t px) {
+  const double* m = c.params.image_to_input;
+  const double stride = static_cast<double>(c.params.stride);
+  const auto place = [&](double scale, double shift, std::int64_t pixel, std::int64_t cells) {
+    const double at = (scale * (static_cast<double>(pixel) + 0.5) + shift) / stride - 0.5;
+    return std::min(std::max(at, 0.0), static_cast<double>(cells - 1));
+  };
+  const double u = place(m[0], m[2], px, c.columns), v = place(m[4], m[5], py, c.rows);
+  const auto j = static_cast<std::int64_t>(u), i = static_cast<std::int64_t>(v);
+  const std::int64_t right = std::min(j + 1, c.columns - 1), lower = std::min(i + 1, c.rows - 1);
+  const double fraction = u - static_cast<double>(j);
+  return between(between(cell_value(c, instance, i, j), cell_value(c, instance, i, right), fraction),
+                 between(cell_value(c, instance, lower, j), cell_value(c, instance, lower, right), fraction),
+                 v - static_cast<double>(i));
+}
+
+// The packed bitmaps hold the very masks of the runs.
+void check_bitmaps(const AssembleMasksParams& params, const AssembleMasksInputs& inputs, Result& result) {
+  const std::int64_t count = inputs.boxes.shape[0], row_bytes = (params.image_width + 7) / 8;
+  // One byte before them, so that rows are not at whole words, and one behind them.
+  for (int misaligned : {0, 1}) {
+    const std::int64_t size = count * params.image_height * row_bytes;
+    std::vector<std::uint32_t> memory(static_cast<std::size_t>(size) / 4 + 2, 0xa5a5a5a5u);
+    auto* bytes = reinterpret_cast<std::uint8_t*>(memory.data()) + misaligned;
+    assemble_bitmaps_cuda(params, inputs,
+                          make_view(bytes, DType::kUInt8, {count, params.image_height, row_bytes}, kCuda), kStream);
+    CHECK(bytes[size] == 0xa5);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::vector<std::uint8_t> pixels = result.bitmap(i, params);
+      std::int64_t wrong = 0;
+      for (std::int64_t y = 0; y < params.image_height; ++y) {
+        for (std::int64_t x = 0; x < 8 * row_bytes; ++x) {
+          const bool bit = (bytes[(i * params.image_height + y) * row_bytes + x / 8] >> x % 8 & 1) != 0;
+          const bool pixel =
+              x < params.image_width && pixels[static_cast<std::size_t>(y * params.image_width + x)] != 0;
+          wrong += bit != pixel;
+        }
+      }
+      CHECK(wrong == 0);
+    }
+  }
+}
+
+// Compares with the CPU: the same pixels but where v is within 1e-5 of the threshold. Returns the number inside.
+std::int64_t compare(Case& c, const char* name) {
+  Result expected = on_cpu(c), actual = on_cuda(c.params, c.inputs(kCuda));
+  std::int64_t inside = 0, wrong = 0, ties = 0;
+  for (std::int64_t i = 0; i < c.instances; ++i) {
+    const TensorView mask = actual.mask(i);
+    rle_check(mask, c.params.image_height, c.params.image_width);
+    for (std::int64_t k = 1; k < mask.shape[0]; ++k) CHECK(mask.ptr<std::uint32_t>()[k] > 0);  // canonical
+    const std::vector<std::uint8_t> a = actual.bitmap(i, c.params), e = expected.bitmap(i, c.params);
+    for (std::size_t k = 0; k < a.size(); ++k) {
+      inside += e[k];
+      if (a[k] == e[k]) continue;
+      const auto pixel = static_cast<std::int64_t>(k);
+      const double v = pixel_value(c, i, pixel / c.params.image_width, pixel % c.params.image_width);
+      ++(std::fabs(v - c.params.threshold) < 1e-5 ? ties : wrong);
+    }
+  }
+  if (wrong > 0 || ties * 1000 > inside) {
+    std::printf("%s, head %d: %lld pixels wrong and %lld tied, of %lld inside\n", name, static_cast<int>(c.params.head),
+                static_cast<long long>(wrong), static_cast<long long>(ties), static_cast<long long>(inside));
+  }
+  CHECK(wrong == 0 && ties * 1000 <= inside);
+  check_bitmaps(c.params, c.inputs(kCuda), actual);
+  return inside;
+}
+
+// ---- tests ----
+
+void test_geometries(MaskHead head) {
+  struct Named {
+    const char* name;
+    Geometry geometry;
+    std::int64_t instances = 8;
+  };
+  const Named cases[] = {
+      {"identity", {40, 56, 10, 14, 1, 0, 1, 0}, 12},
+      {"upscale", {90, 300, 10, 34, 0.45, 0.7, 0.45, -3.2}},      // several strips of pixel columns
+      {"both", {61, 33, 11, 9, 0.7, -2.5, 1.7, 5.25}},
+      {"skips cells", {13, 150, 40, 420, 11, 0, 12, 3}},          // and more cells than a tile has columns
+      {"one row", {1, 200, 10, 14, 0.25, 1, 20, 5}},
+      {"one column", {200, 1, 10, 14, 20, 5, 0.25, 1}},
+      {"one pixel", {1, 1, 10, 14, 30, 0, 30, 0}, 20},
+      {"one cell", {17, 19, 1, 1, 0.3, 0, 0.3, 0}},
+      {"long tiles", {700, 9, 180, 4, 1, 0, 1, 0}},               // more rows of cells than a tile has
+      {"image beyond the map", {60, 90, 6, 8, 1, -12, 1, -9}},
+      {"one pixel of a cell", {30, 40, 6, 8, 8, 0, 8, 0, 8}},
+      {"stride 3", {64, 64, 24, 24, 1.1, 0.3, 1.05, -0.2, 3}},
+      {"words", {33, 256, 12, 66, 1, 0, 1, 0}},
+      {"many", {12, 20, 4, 6, 1, 0, 1, 0}, 150},                  // more than sum_runs takes in one round
+  };
+  for (const Named& named : cases) {
+    Case c = random_case(head, named.instances, named.geometry);
+    std::int64_t inside = compare(c, named.name);
+    CHECK(inside > 0);
+    if (named.instances > 100) continue;
+    for (double margin : {0.0, 1.5}) {
+      c.params.box_margin = margin;
+      compare(c, named.name);
+    }
+    c.params.threshold = head == MaskHead::kDynamic ? -0.7 : 0.3;
+    compare(c, named.name);
+  }
+}
+
+// Windows of the image's full height: runs go on from one pixel column to the next.
+void test_whole_image(MaskHead head) {
+  for (const Geometry& g : {Geometry{30, 300, 8, 76, 1, 0, 1, 0}, Geometry{1, 400, 2, 101, 1, 0, 1, 0},
+                            Geometry{3, 260, 40, 520, 8, 0, 40, 0}, Geometry{600, 5, 151, 3, 1, 0, 1, 0}}) {
+    for (unsigned seed = 0; seed < 3; ++seed) {
+      Case c = random_case(head, 4, g, seed);
+      for (std::size_t i = 0; i < c.boxes.size(); i += 4) {
+        const float left = i == 4 ? 17.0f : -9.0f;
+        c.boxes[i] = left, c.boxes[i + 1] = -5.0f, c.boxes[i + 2] = 5000.0f, c.boxes[i + 3] = 4000.0f;
+      }
+      // Large parts inside: changes at the columns' ends are rare and come and go.
+      if (head == MaskHead::kDynamic) {
+        for (std::int64_t i = 0; i < c.instances; ++i) c.mask_params[static_cast<std::size_t>(169 * i + 168)] += 1.0f;
+      }
+      c.labels.assign(4, 1);
+      CHECK(compare(c, "whole image") > 100);
+    }
+  }
+  Case c = random_case(head, 1, {30, 300, 8, 76, 1, 0, 1, 0});
+  c.labels = {0};
+  c.boxes = {-900, -900, 900, 900};
+  std::fill(c.mask_params.begin(), c.mask_params.end(), 0.0f);
+  c.params.threshold = -1;
+  Result result = on_cuda(c.params, c.inputs(kCuda));
+  CHECK((result.runs == std::vector<std::uint32_t>{0, 9000}));
+  c.params.box_margin = 0;
+  c.boxes = {130, -900, 290, 900};
+  result = on_cuda(c.params, c.inputs(kCuda));
+  CHECK((result.runs == std::vector<std::uint32_t>{130 * 30, 160 * 30, 10 * 30}));
+  c.boxes = {130, 5, 132, 900};  // to the image's lower edge, but not from its upper one
+  result = on_cuda(c.params, c.inputs(kCuda));
+  CHECK((result.runs == std::vector<std::uint32_t>{130 * 30 + 5, 25, 5, 25, 168 * 30}));
+  c.boxes = {298, 5, 300, 900};  // to the last pixel
+  result = on_cuda(c.params, c.inputs(kCuda));
+  CHECK((result.runs == std::vector<std::uint32_t>{298 * 30 + 5, 25, 5, 25}));
+}
+
+void test_boxes_of_every_kind(MaskHead head) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+  Case c = random_case(head, 18, {31, 37, 8, 9, 1, 0, 1, 0});
+  c.boxes = {4,     4,     20,   24,    -500, -300, 700, 900, -3e38f, -3e38f, 3e38f, 3e38f, 100, 4, 120,  20,   -20,    -20,
+             -8,    -8,    -20,  4,     5,    9,    8,   8,   8,      20,     8,     8,     20,  8, 20,   20,   8,      8,
+             8,     20,    20,   8,     9,    9,    9.01f, 9.01f, 9.3f, 9.3f, 9.7f, 9.7f, nan, 4, 20,   24,   4,      4,
+             20,    nan,   -inf, -inf,  inf,  inf,  4,   4,   inf,    24,     4,     4,     20,  24, 4,   4,    20,     24};
+  c.labels.assign(18, 0);
+  compare(c, "boxes");
+  Result result = on_cuda(c.params, c.inputs(kCuda));
+  for (std::int64_t i : {3, 4, 6, 7, 8, 9, 12, 13, 14, 15}) {
+    CHECK(result.mask(i).shape[0] == 1 && result.mask(i).ptr<std::uint32_t>()[0] == 31 * 37);
+  }
+  CHECK(rle_area(result.mask(0)) > 0);
+  if (head != MaskHead::kShape) return;
+  c.labels[0] = -1;
+  c.labels[16] = 3;  // an error on the CPU; here nobody can look in time
+  c.labels[17] = std::numeric_limits<std::int64_t>::max();
+  result = on_cuda(c.params, c.inputs(kCuda));
+  for (std::int64_t i : {0, 16, 17}) CHECK(result.mask(i).shape[0] == 1);
+  check_bitmaps(c.params, c.inputs(kCuda), result);
+}
+
+void test_broken_numbers(MaskHead head) {
+  const float bad[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                       -std::numeric_limits<float>::infinity(), 3e38f, -3e38f};
+  std::mt19937 random(5);
+  for (int round = 0; round < 15; ++round) {
+    Case c = random_case(head, 6, {70, 97, 9, 13, 0.5, 1.25, 0.5, 0}, static_cast<unsigned>(round));
+    for (std::vector<float>* values : {&c.features, &c.mask_params, &c.boxes}) {
+      for (int i = 0; i < 3; ++i) (*values)[random() % values->size()] = bad[random() % 5];
+    }
+    Result result = on_cuda(c.params, c.inputs(kCuda));
+    for (std::int64_t i = 0; i < c.instances; ++i) rle_check(result.mask(i), 70, 97);
+    check_bitmaps(c.params, c.inputs(kCuda), result);
+  }
+  // A cell that is not finite loses its neighbourhood, and nothing else.
+  for (const float value : bad) {
+    if (std::isfinite(value)) continue;
+    Case c = random_case(head, 3, {36, 40, 9, 10, 1, 0, 1, 0});
+    c.labels.assign(3, 1);
+    c.boxes = {2, 2, 34, 30, 0, 0, 40, 36, 2, 2, 34, 30};
+    c.features[static_cast<std::size_t>((1 * c.rows + 3) * c.columns + 4)] = value;
+    if (head == MaskHead::kShape && value > 0) continue;  // sigmoid(inf) is 1
+    compare(c, "broken cell");
+  }
+}
+
+std::uint16_t bits_of(float value, DType type) {
+  std::uint16_t bits;
+  if (type == DType::kFloat16) {
+    const __half half = __float2half(value);
+    std::memcpy(&bits, &half, 2);
+  } else {
+    const __nv_bfloat16 half = __float2bfloat16(value);
+    std::memcpy(&bits, &half, 2);
+  }
+  return bits;
+}
+
+float value_of(std::uint16_t bits, DType type) {
+  if (type == DType::kFloat16) {
+    __half half;
+    std::memcpy(&half, &bits, 2);
+    return __half2float(half);
+  }
+  __nv_bfloat16 half;
+  std::memcpy(&half, &bits, 2);
+  return __bfloat162float(half);
+}
+
+// Half precision is read as it is: the masks are those of the same values in float32.
+void test_half_precision(MaskHead head) {
+  for (const DType type : {DType::kFloat16, DType::kBFloat16}) {
+    Case c = random_case(head, 5, {70, 97, 9, 13, 0.5, 1.25, 0.5, 0});
+    std::vector<std::uint16_t> features, mask_params;
+    for (float& value : c.features) features.push_back(bits_of(value, type)), value = value_of(features.back(), type);
+    for (float& value : c.mask_params) {
+      mask_params.push_back(bits_of(value, type));
+      value = value_of(mask_params.back(), type);
+    }
+    Result expected = on_cuda(c.params, c.inputs(kCuda));
+    AssembleMasksInputs inputs = c.inputs(kCuda);
+    inputs.mask_features.data = features.data();
+    inputs.mask_features.dtype = type;
+    Result mixed = on_cuda(c.params, inputs);
+    CHECK(mixed.runs == expected.runs);
+    inputs.mask_params.data = mask_params.data();
+    inputs.mask_params.dtype = type;
+    Result both = on_cuda(c.params, inputs);
+    CHECK(both.runs == expected.runs && both.offsets == expected.offsets && both.runs.size() > 50);
+  }
+}
+
+void test_strides(MaskHead head) {
+  Case c = random_case(head, 5, {40, 56, 10, 14, 1, 0, 1, 0});
+  Result expected = on_cuda(c.params, c.inputs(kCuda));
+  AssembleMasksInputs inputs = c.inputs(kCuda);
+  std::vector<float> features(c.features.size()), mask_params(2 * c.mask_params.size()), boxes(c.boxes.size());
+  std::vector<std::int64_t> labels(3 * c.labels.size());
+  for (std::int64_t m = 0; m < c.channels; ++m) {  // channels last
+    for (std::int64_t k = 0; k < c.rows * c.columns; ++k) {
+      features[static_cast<std::size_t>(k * c.channels + m)] =
+          c.features[static_cast<std::size_t>(m * c.rows * c.columns + k)];
+    }
+  }
+  inputs.mask_features.data = features.data();
+  inputs.mask_features.stride[0] = 1;
+  inputs.mask_features.stride[1] = c.columns * c.channels;
+  inputs.mask_features.stride[2] = c.channels;
+  for (std::size_t i = 0; i < c.mask_params.size(); ++i) mask_params[2 * i] = c.mask_params[i];
+  inputs.mask_params.data = mask_params.data();
+  inputs.mask_params.stride[0] *= 2;
+  inputs.mask_params.stride[1] *= 2;
+  for (std::size_t i = 0; i < 5; ++i) {
+    for (std::size_t k = 0; k < 4; ++k) boxes[5 * k + 4 - i] = c.boxes[4 * i + k];
+    labels[3 * i] = c.labels[i];
+  }
+  inputs.boxes.data = boxes.data() + 4;
+  inputs.boxes.stride[0] = -1;
+  inputs.boxes.stride[1] = 5;
+  inputs.labels.data = labels.data();
+  inputs.labels.stride[0] = 3;
+  Result actual = on_cuda(c.params, inputs);
+  CHECK(actual.runs == expected.runs && actual.offsets == expected.offsets && actual.runs.size() > 50);
+}
+
+void test_nothing_and_errors() {
+  Case c = random_case(MaskHead::kShape, 0, {40, 56, 10, 14, 1, 0, 1, 0});
+  Result none = on_cuda(c.params, c.inputs(kCuda));
+  CHECK(none.offsets == std::vector<std::int64_t>{0});
+  assemble_bitmaps_cuda(c.params, c.inputs(kCuda), make_view(nullptr, DType::kUInt8, {0, 40, 7}, kCuda), kStream);
+
+  c = random_case(MaskHead::kShape, 2, {40, 56, 10, 14, 1, 0, 1, 0});
+  std::int64_t ends[3];
+  const TensorView offsets = make_view(ends, DType::kInt64, {3}, kCuda), runs = make_view(nullptr, DType::kUInt32, {0}, kCuda);
+  std::vector<std::uint64_t> memory(100);
+  const Workspace workspace = {memory.data(), 800};
+  const auto fails = [&](const AssembleMasksInputs& inputs, const TensorView& offsets_view, const Workspace& scratch,
+                         ErrorKind kind, const std::string& message) {
+    CHECK_FAILS(assemble_masks_cuda(c.params, inputs, scratch, runs, offsets_view, kStream), kind, message);
+  };
+  fails(c.inputs(), offsets, workspace, ErrorKind::kUnsupported, "boxes must be on cuda:0, where the call runs, got cpu");
+  AssembleMasksInputs inputs = c.inputs(kCuda);
+  inputs.mask_params.device.index = 1;
+  fails(inputs, offsets, workspace, ErrorKind::kUnsupported, "mask_params must be on cuda:0, where the call runs, got cuda:1");
+  inputs = c.inputs(kCuda);
+  inputs.labels.device = {};
+  fails(inputs, offsets, workspace, ErrorKind::kUnsupported, "labels must be on cuda:0, where the call runs, got cpu");
+  inputs = c.inputs(kCuda);
+  inputs.mask_features.dtype = DType::kFloat64;
+  fails(inputs, offsets, workspace, ErrorKind::kType, "mask_features must be float32, float16 or bfloat16, got float64");
+  inputs = c.inputs(kCuda);
+  fails(inputs, make_view(ends, DType::kInt64, {3}), workspace, ErrorKind::kUnsupported, "offsets must be on cuda:0");
+  fails(inputs, offsets, {memory.data(), 3}, ErrorKind::kValue, "assemble_masks: workspace must have 24 bytes, got 3");
+  CHECK_FAILS(assemble_bitmaps_cuda(c.params, inputs, make_view(nullptr, DType::kUInt8, {2, 40, 8}, kCuda), kStream),
+              ErrorKind::kValue, "bitmaps must be contiguous [I=2, 40, 7], got [2, 40, 8]");
+  CHECK_FAILS(assemble_masks_cpu(c.params, inputs, runs, offsets), ErrorKind::kUnsupported,
+              "boxes must be on cpu, where the call runs, got cuda:0");
+}
+
+}  // namespace
+
+int main() {
+  for (MaskHead head : {MaskHead::kDynamic, MaskHead::kShape}) {
+    test_geometries(head);
+    test_whole_image(head);
+    test_boxes_of_every_kind(head);
+    test_broken_numbers(head);
+    test_half_precision(head);
+    test_strides(head);
+  }
+  test_nothing_and_errors();
+  return check_result();
+}
