@@ -3,10 +3,10 @@
 //   1. count_runs: per instance and strip of pixel columns, how often the mask begins or ends, and where it last does
 //   2. sum_runs:   the offsets, and the last run of each mask
 //   3. write_runs: all the others
-// Positions are column-major, x * height + y. The change that belongs to a pixel column is between its pixels and, where
-// the window has the image's full height, between its first pixel and the last one of the column before; so runs that
-// go on from one column to the next are one run without further care, and each strip but the first walks one column
-// more than it counts.
+// Positions are column-major, x * height + y. The change that belongs to a pixel column is between its pixels and,
+// where the window has the image's full height, between its first pixel and the last one of the column before; so runs
+// that go on from one column to the next are one run without further care, and each strip but the first walks one
+// column more than it counts.
 #include <cstdint>
 
 #include "centermask/error.h"
@@ -84,8 +84,8 @@ class Strip {
     exists_ = !window_.empty() && first < window_.x_end;
     if (!exists_) return;
     joined_ = window_.y_begin == 0 && window_.y_end == height;
-    column_ = columns.begin(first - 1, joined_ && strip > 0 ? first - 1 : first,
-                            end < window_.x_end ? end : window_.x_end);
+    column_ =
+        columns.begin(first - 1, joined_ && strip > 0 ? first - 1 : first, end < window_.x_end ? end : window_.x_end);
     start_ = static_cast<std::uint64_t>(column_.x) * static_cast<std::uint64_t>(height);
   }
 
@@ -115,7 +115,8 @@ class Strip {
     if (!column_.valid || threadIdx.x == 0) return {0, 0};
     if (side && ends()) change(changes, static_cast<std::uint32_t>(window_.y_end));
     if (top != before_) {
-      if (changes.count == 0) changes.last = static_cast<std::uint32_t>(start_) + static_cast<std::uint32_t>(window_.y_begin);
+      if (changes.count == 0)
+        changes.last = static_cast<std::uint32_t>(start_) + static_cast<std::uint32_t>(window_.y_begin);
       ++changes.count;
     }
     return changes;
@@ -263,7 +264,8 @@ __global__ void __launch_bounds__(kThreads)
   if (window.empty()) return;
   const std::int64_t x = window.x_begin / 32 * 32 + index * kThreads, end = x + kThreads;
   if (x >= window.x_end) return;
-  const Column column = columns.begin(x, x > window.x_begin ? x : window.x_begin, end < window.x_end ? end : window.x_end);
+  const Column column =
+      columns.begin(x, x > window.x_begin ? x : window.x_begin, end < window.x_end ? end : window.x_end);
 
   const std::int64_t row_bytes = (problem.x.pixels + 7) / 8;
   const unsigned lane = threadIdx.x % 32;

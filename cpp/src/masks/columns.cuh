@@ -1,6 +1,6 @@
-// A block of threads and its pixel columns of one instance: thread t has the column x + t. The block evaluates the cells
-// that these columns touch, some rows of cells at a time, into shared memory, from where each thread walks down its
-// column from one row of cells to the next. Between two rows the field is linear down the column, so it crosses the
+// A block of threads and its pixel columns of one instance: thread t has the column x + t. The block evaluates the
+// cells that these columns touch, some rows of cells at a time, into shared memory, from where each thread walks down
+// its column from one row of cells to the next. Between two rows the field is linear down the column, so it crosses the
 // threshold there at most once, at a place that one division gives (see crossings.cc).
 #pragma once
 
@@ -25,9 +25,10 @@ struct Window {
 
 struct Scratch {
   alignas(16) float params[kDynamicParams + 3];
-  float values[kTileValues];  // v - threshold
-  double row_begin[kTileRows];        // where the row of cells has its centre, in pixels
-  std::int64_t edges[4];              // of the window: x_begin, y_begin, x_end, y_end
+  float values[kTileValues];    // v - threshold
+  double row_begin[kTileRows];  // where the row of cells has its centre, in pixels
+  std::int64_t edges[4];        // of the window: x_begin, y_begin, x_end, y_end
+  Box box;
   CellPosition row_positions[kTileRows];
   CellPosition column_positions[kTileColumns];
   std::int32_t column_cells[kTileColumns];
@@ -53,15 +54,16 @@ class Columns {
       : problem_(problem), scratch_(scratch), instance_(instance) {
     const float* row = problem.boxes + instance * problem.boxes_stride[0];
     const std::int64_t step = problem.boxes_stride[1];
-    box_ = {static_cast<double>(row[0]), static_cast<double>(row[step]), static_cast<double>(row[2 * step]),
-            static_cast<double>(row[3 * step])};
+    const Box box = {static_cast<double>(row[0]), static_cast<double>(row[step]), static_cast<double>(row[2 * step]),
+                     static_cast<double>(row[3 * step])};
+    if (threadIdx.x == 0) scratch.box = box;
     channel_ = problem.labels != nullptr ? problem.labels[instance * problem.labels_stride] : 0;
-    const bool exists = has_area_on_device(box_) && channel_ >= 0 && channel_ < problem.channels;
+    const bool exists = has_area_on_device(box) && channel_ >= 0 && channel_ < problem.channels;
     if (threadIdx.x < 4) {
       const bool vertical = (threadIdx.x & 1u) != 0, upper = (threadIdx.x & 2u) != 0;
       std::int64_t edge = 0;
       if (exists) {
-        edge = box_edge(vertical ? problem.y : problem.x, vertical ? box_.y0 : box_.x0, vertical ? box_.y1 : box_.x1,
+        edge = box_edge(vertical ? problem.y : problem.x, vertical ? box.y0 : box.x0, vertical ? box.y1 : box.x1,
                         problem.margin, upper);
       }
       scratch.edges[threadIdx.x] = edge;
@@ -100,7 +102,8 @@ class Columns {
     const auto last_cell = static_cast<std::int32_t>(problem_.x.cells - 1);
     const auto first = static_cast<int>(valid_begin - x), last = static_cast<int>(valid_end - x) - 1;
     const std::int32_t first_cell = scratch_.pixel_cells[first];
-    const std::int32_t end_cell = scratch_.pixel_cells[last] + 1 < last_cell ? scratch_.pixel_cells[last] + 1 : last_cell;
+    const std::int32_t end_cell =
+        scratch_.pixel_cells[last] + 1 < last_cell ? scratch_.pixel_cells[last] + 1 : last_cell;
     // Where pixels skip cells, the tile has just the two cells of each.
     const int pairs = 2 * (last - first + 1);
     const bool adjacent = end_cell - first_cell < pairs;
@@ -109,7 +112,7 @@ class Columns {
       std::int32_t tile_cell = adjacent ? first_cell + k : scratch_.pixel_cells[first + k / 2] + k % 2;
       if (tile_cell > last_cell) tile_cell = last_cell;
       scratch_.column_cells[k] = tile_cell;
-      scratch_.column_positions[k] = position(problem_.x, tile_cell, box_.x0, box_.x1);
+      scratch_.column_positions[k] = position(problem_.x, tile_cell, scratch_.box.x0, scratch_.box.x1);
     }
     column.left = adjacent ? cell - first_cell : 2 * (static_cast<int>(threadIdx.x) - first);
     column.right = column.left + 1 < columns_ ? column.left + 1 : column.left;
@@ -129,7 +132,7 @@ class Columns {
       const std::int64_t cell = rows_.first + first + i;
       const double begin = pixel_of_cell(problem_.y, cell);
       scratch_.row_begin[i] = begin;
-      scratch_.row_positions[i] = position(problem_.y, cell, box_.y0, box_.y1);
+      scratch_.row_positions[i] = position(problem_.y, cell, scratch_.box.y0, scratch_.box.y1);
       scratch_.row_pixel[i] =
           static_cast<std::uint32_t>(first_at_cell(problem_.y, cell, begin, window_.y_begin, window_.y_end));
     }
@@ -137,9 +140,9 @@ class Columns {
     const unsigned values = static_cast<unsigned>(tile_count_ * columns_);
     for (unsigned i = threadIdx.x; i < values; i += kThreads) {
       const unsigned row = i / static_cast<unsigned>(columns_), column = i - row * static_cast<unsigned>(columns_);
-      const std::int64_t cell =
-          channel_ * problem_.features_stride[0] + (rows_.first + first + row) * problem_.features_stride[1] +
-          static_cast<std::int64_t>(scratch_.column_cells[column]) * problem_.features_stride[2];
+      const std::int64_t cell = channel_ * problem_.features_stride[0] +
+                                (rows_.first + first + row) * problem_.features_stride[1] +
+                                static_cast<std::int64_t>(scratch_.column_cells[column]) * problem_.features_stride[2];
       float value = 0.0f;
       if (kHead == MaskHead::kDynamic) {
         value = dynamic_value(problem_, scratch_.params, cell, scratch_.column_positions[column].value,
@@ -223,7 +226,8 @@ class Columns {
  private:
   __device__ CellPosition position(const Axis& axis, std::int64_t cell, double low, double high) const {
     if (kHead == MaskHead::kShape) return shape_position(axis, cell, low, high);
-    const double size = fmax(fmax(box_.x1 - box_.x0, box_.y1 - box_.y0), problem_.x.stride);
+    const double size =
+        fmax(fmax(scratch_.box.x1 - scratch_.box.x0, scratch_.box.y1 - scratch_.box.y0), problem_.x.stride);
     return relative_position(axis, cell, low, high, size);
   }
 
@@ -236,7 +240,6 @@ class Columns {
   const Problem& problem_;
   Scratch& scratch_;
   std::int64_t instance_, channel_;
-  Box box_;
   Window window_{};
   CellRange rows_{};
   std::int64_t tile_first_ = 0;

@@ -1,5 +1,5 @@
-// The rules of geometry.h on the device, in the same double arithmetic: products that are added to something are rounded
-// by themselves (nvcc would fuse them), so that windows are the CPU's to the last pixel.
+// The rules of geometry.h on the device, in the same double arithmetic: products that are added to something are
+// rounded by themselves (nvcc would fuse them), so that windows are the CPU's to the last pixel.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,8 @@ __device__ inline double cell_at(const Axis& axis, std::int64_t pixel) {
 template <class Predicate>
 __device__ inline std::int64_t first_pixel_near(double guess, std::int64_t begin, std::int64_t end,
                                                 Predicate predicate) {
-  const auto at = static_cast<std::int64_t>(
-      fmin(fmax(ceil(guess), static_cast<double>(begin)), static_cast<double>(end)));
+  const auto at =
+      static_cast<std::int64_t>(fmin(fmax(ceil(guess), static_cast<double>(begin)), static_cast<double>(end)));
   const bool before = at > begin && predicate(at - 1), here = at == end || predicate(at);
   if (here && !before) return at;
   if (before) {
