@@ -21,8 +21,8 @@ void check_view(const TensorView& view, int rank, const Device& device, const ch
                 const char* shape) {
   if (!view.present()) fail(ErrorKind::kType, op, ": ", argument, " is missing");
   if (view.device != device) {
-    fail(ErrorKind::kUnsupported, op, ": ", argument, " must be on ", device_text(device),
-         ", where the call runs, got ", device_text(view.device));
+    fail(ErrorKind::kValue, op, ": ", argument, " must be on ", device_text(device), ", where the call runs, got ",
+         device_text(view.device));
   }
   if (view.rank != rank) {
     fail(ErrorKind::kValue, op, ": ", argument, " must be ", shape, ", got ", shape_text(view));
