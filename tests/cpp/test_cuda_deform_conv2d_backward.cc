@@ -1,18 +1,14 @@
 // deform_conv2d's backward on CUDA against the CPU core in float64, which test_deform_conv2d checks against loops.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <random>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "centermask/deform_conv2d.h"
 #include "check.h"
 #include "device_memory.h"
+#include "strided_tensor.h"
 #if defined(CENTERMASK_CUDA_EMULATED)
 #include "cuda_emulator.h"
 #endif
@@ -20,6 +16,7 @@
 namespace {
 
 using namespace centermask;
+using namespace strided;
 
 struct Case {
   std::int64_t n, c, h, w, out, kernel_h, kernel_w, stride, padding, dilation, groups, offset_groups;
@@ -38,32 +35,6 @@ struct Problem {
   std::vector<double> x, weight, offset, mask, grad_output;
   std::vector<double> expected[kGradients];
 };
-
-template <class T>
-T convert(double value) {
-  if constexpr (std::is_same_v<T, __half>) {
-    return __float2half(static_cast<float>(value));
-  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    return __float2bfloat16(static_cast<float>(value));
-  } else {
-    return static_cast<T>(value);
-  }
-}
-template <class T>
-double read(T value) {
-  if constexpr (std::is_same_v<T, __half>) {
-    return static_cast<double>(__half2float(value));
-  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    return static_cast<double>(__bfloat162float(value));
-  } else {
-    return static_cast<double>(value);
-  }
-}
-template <class T>
-constexpr DType kType = std::is_same_v<T, __half>          ? DType::kFloat16
-                        : std::is_same_v<T, __nv_bfloat16> ? DType::kBFloat16
-                        : sizeof(T) == 8                   ? DType::kFloat64
-                                                           : DType::kFloat32;
 
 TensorView row_major(const std::vector<double>& values, std::initializer_list<std::int64_t> shape) {
   return make_view(const_cast<double*>(values.data()), DType::kFloat64, shape);
@@ -125,62 +96,6 @@ Problem make_problem(const Case& s, unsigned seed) {
   deform_conv2d_backward_cpu(grad, x, weight, offset, mask, p.params, {memory.data(), memory.size()}, wanted);
   return p;
 }
-
-enum class Order { kRowMajor, kChannelsLast, kGaps };
-
-// A tensor on the device, with strides of the given order.
-template <class T>
-struct Strided {
-  DeviceBuffer<T> buffer;
-  TensorView view;
-
-  static std::int64_t extent(const TensorView& view) {
-    std::int64_t size = view.size() > 0 ? 1 : 0;
-    for (int i = 0; i < view.rank; ++i) size += (view.shape[i] - 1) * view.stride[i];
-    return size > 0 ? size : 0;
-  }
-  static TensorView layout(std::initializer_list<std::int64_t> shape, Order order) {
-    TensorView view = make_view(nullptr, kType<T>, shape, {DeviceType::kCuda, 0});
-    if (order == Order::kChannelsLast) {
-      const std::int64_t c = view.shape[1], h = view.shape[2], w = view.shape[3];
-      view.stride[0] = h * w * c, view.stride[1] = 1, view.stride[2] = w * c, view.stride[3] = c;
-    } else if (order == Order::kGaps) {
-      std::int64_t stride = 2;
-      for (int i = view.rank - 1; i >= 0; --i) {
-        view.stride[i] = stride;
-        stride = stride * view.shape[i] + 3;
-      }
-    }
-    return view;
-  }
-
-  Strided(std::initializer_list<std::int64_t> shape, Order order)
-      : buffer(static_cast<std::size_t>(extent(layout(shape, order)))), view(layout(shape, order)) {
-    view.data = buffer.data();
-  }
-  Strided(const std::vector<double>& values, std::initializer_list<std::int64_t> shape, Order order)
-      : Strided(shape, order) {
-    std::vector<T> image(buffer.size(), convert<T>(99));
-    for (std::size_t i = 0; i < values.size(); ++i) image[at(i)] = convert<T>(values[i]);
-    buffer.upload(image);
-  }
-
-  // Of the value with index i in row-major order.
-  std::size_t at(std::size_t i) const {
-    std::int64_t rest = static_cast<std::int64_t>(i), place = 0;
-    for (int axis = view.rank - 1; axis >= 0; --axis) {
-      place += rest % view.shape[axis] * view.stride[axis];
-      rest /= view.shape[axis];
-    }
-    return static_cast<std::size_t>(place);
-  }
-  std::vector<double> download() const {
-    const std::vector<T> image = buffer.download();
-    std::vector<double> values(static_cast<std::size_t>(view.size()));
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] = read(image[at(i)]);
-    return values;
-  }
-};
 
 struct Options {
   Order x = Order::kRowMajor, grad = Order::kRowMajor, grad_x = Order::kRowMajor, rest = Order::kRowMajor;
@@ -284,6 +199,18 @@ void test_all(const std::string& what) {
   test_type<__half, float>(gaps, kHalf, what + " half with gaps");
   test_type<__nv_bfloat16, __nv_bfloat16>(plain, kBFloat, what + " bfloat");
   test_type<__nv_bfloat16, float>(fixed, kBFloat, what + " bfloat deterministic");
+}
+
+// Where blocks take several taps, or several chunks of channels.
+void test_large() {
+  const Case cases[] = {{4, 8, 64, 64, 8, 3, 3, 1, 1, 1, 1, 1, true}, {1, 1100, 4, 4, 72, 2, 1, 1, 0, 1, 1, 1, true}};
+  for (const Case& s : cases) {
+    const Problem p = make_problem<__half, __half>(s, 11);
+    const Results results = run<__half, __half>(p, {});
+    for (int i = 0; i < kGradients; ++i) {
+      CHECK(close(results.gradient[i], p.expected[i], kHalf, std::to_string(s.c) + " channels grad " + kNames[i]));
+    }
+  }
 }
 
 // Each gradient alone is what it is together with the others (grad_x is summed in any order without deterministic).
@@ -407,6 +334,7 @@ int main() {
 #else
   test_all("device");
 #endif
+  test_large();
   test_alone();
   test_same_bits();
   test_scales();
