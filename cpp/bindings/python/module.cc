@@ -5,6 +5,7 @@ PYBIND11_MODULE(_core, module) {
   using namespace centermask::python;
   module.attr("__version__") = CENTERMASK_VERSION;
   register_errors(module);
+  register_build(module);
   register_decode(module);
   register_deform_conv2d(module);
   register_gather(module);
