@@ -36,7 +36,7 @@ target_compile_definitions(centermask_core PUBLIC CENTERMASK_HAS_CUDA=1)
 target_link_libraries(centermask_core PUBLIC CUDA::cudart_static)
 # Not -use_fast_math: coordinates and NaN must come out as on the CPU.
 target_compile_options(centermask_core PRIVATE
-  "$<$<COMPILE_LANGUAGE:CUDA>:-O3;--expt-relaxed-constexpr;-Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas>")
+  "$<$<COMPILE_LANGUAGE:CUDA>:-O3;--expt-relaxed-constexpr;-Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas,-Wno-class-memaccess>")
 if(CENTERMASK_WERROR)
   target_compile_options(centermask_core PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Werror>)
 endif()
