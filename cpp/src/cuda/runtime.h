@@ -54,7 +54,9 @@ void launch(const char* op, void (*kernel)(Parameters...), dim3 grid, dim3 block
                                static_cast<int>(shared_bytes)),
           op, "shared memory");
   }
-  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream.handle)> > >(arguments...);
+  // clang-format off
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream.handle)>>>(arguments...);
+  // clang-format on
   check(cudaGetLastError(), op, "launch");
 }
 
