@@ -1,8 +1,8 @@
-// Two kernels. The first reads the heatmap once and writes three numbers for each group of 512 cells: its best peak, its
-// worst, and how many it has. These give a bound that at least K peaks reach and that the best peaks of at most K groups
-// reach; the second kernel, one block for an image, works it out, looks at those groups again, and sorts what it finds.
-// So no list of candidates exists that could overflow, and a map where every cell is a peak costs what any map costs.
-// K above kListKeys goes through the workspace and a few launches more.
+// Two kernels. The first reads the heatmap once and writes three numbers for each group of 512 cells: its best peak,
+// its worst, and how many it has. These give a bound that at least K peaks reach and that the best peaks of at most K
+// groups reach; the second kernel, one block for an image, works it out, looks at those groups again, and sorts what it
+// finds. So no list of candidates exists that could overflow, and a map where every cell is a peak costs what any map
+// costs. K above kListKeys goes through the workspace and a few launches more.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -83,8 +83,7 @@ __device__ void write_center(const Outputs& outputs, const HeatmapView& map, std
   const std::uint32_t plane = map.height * map.width;
   const std::uint32_t position = key_position(key);
   // In double as on the CPU; it is done K times only.
-  outputs.scores[row] =
-      exists ? static_cast<float>(1.0 / (1.0 + exp(-static_cast<double>(key_logit(key))))) : 0.0F;
+  outputs.scores[row] = exists ? static_cast<float>(1.0 / (1.0 + exp(-static_cast<double>(key_logit(key))))) : 0.0F;
   outputs.labels[row] = exists ? static_cast<std::int64_t>(position / plane) : -1;
   outputs.index[row] = exists ? static_cast<std::int64_t>(position % plane) : 0;
 }

@@ -8,8 +8,8 @@
 
 namespace centermask::decode {
 
-constexpr int kSide = 4;          // cells along a side of a lane's patch
-constexpr int kLanes = 32;        // patches of a group
+constexpr int kSide = 4;    // cells along a side of a lane's patch
+constexpr int kLanes = 32;  // patches of a group
 constexpr unsigned kFull = 0xffffffffu;
 
 // Orders centres: the larger key is the better centre. The high half is the logit's bits made to compare as integers
@@ -64,8 +64,8 @@ struct Patch {
   std::uint32_t width;
 
   __device__ Key key(int row, int column) const {
-    return make_key(value[row][column], position + static_cast<std::uint32_t>(row) * width +
-                                            static_cast<std::uint32_t>(column));
+    return make_key(value[row][column],
+                    position + static_cast<std::uint32_t>(row) * width + static_cast<std::uint32_t>(column));
   }
 
   // take(key) for each peak, in the order of the positions.
@@ -140,8 +140,8 @@ __device__ inline Patch load_patch(const HeatmapView& map, std::int64_t image, s
   if (layout != Layout::kClassesLast) c = rest / map.patch_rows;
 
   const std::int64_t step = layout == Layout::kVector ? 1 : map.column_stride;
-  const T* first = static_cast<const T*>(map.data) + image * map.image_stride + c * map.class_stride +
-                   y * map.row_stride + x * step;
+  const T* first =
+      static_cast<const T*>(map.data) + image * map.image_stride + c * map.class_stride + y * map.row_stride + x * step;
   Patch patch;
   patch.peaks = 0;
   patch.width = map.width;
@@ -150,7 +150,8 @@ __device__ inline Patch load_patch(const HeatmapView& map, std::int64_t image, s
   float largest[kSide + 2][kSide];
 #pragma unroll
   for (int r = 0; r < kSide + 2; ++r) {
-    const bool inside = exists && y + static_cast<std::uint32_t>(r) >= 1 && y + static_cast<std::uint32_t>(r) <= map.height;
+    const bool inside =
+        exists && y + static_cast<std::uint32_t>(r) >= 1 && y + static_cast<std::uint32_t>(r) <= map.height;
     float row[kSide + 2];
     load_row<T, layout>(first + (r - 1) * map.row_stride, step, x, map.width, inside, row);
 #pragma unroll

@@ -8,8 +8,9 @@ void check_gather_patches(const TensorView& features, const TensorView& index, c
   constexpr const char* op = "gather_patches: ";
   if (features.rank != 4) fail(ErrorKind::kValue, op, "features must be [N, F, H, W], got ", shape_text(features));
   const bool cuda = features.device.type == DeviceType::kCuda;
-  if (cuda ? features.dtype != DType::kFloat32 && features.dtype != DType::kFloat16 && features.dtype != DType::kBFloat16
-           : features.dtype != DType::kFloat32 && features.dtype != DType::kFloat64) {
+  if (cuda
+          ? features.dtype != DType::kFloat32 && features.dtype != DType::kFloat16 && features.dtype != DType::kBFloat16
+          : features.dtype != DType::kFloat32 && features.dtype != DType::kFloat64) {
     fail(ErrorKind::kType, op, "features must be ",
          cuda ? "float32, float16 or bfloat16 on CUDA, got " : "float32 or float64, got ", dtype_name(features.dtype));
   }
