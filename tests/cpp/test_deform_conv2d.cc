@@ -252,7 +252,8 @@ void test_errors() {
   CHECK_FAILS(deform_conv2d_shape(x, weight, offset, wrong, {}, p.params), type, "mask must be float64 as offset is");
   wrong = offset;
   wrong.device.type = DeviceType::kCuda;
-  CHECK_FAILS(deform_conv2d_shape(x, weight, wrong, {}, {}, p.params), value, "offset must be on the device of x");
+  CHECK_FAILS(deform_conv2d_shape(x, weight, wrong, {}, {}, p.params), value,
+              "offset must be on the device of x (cpu), got cuda:0");
   DeformConv2dParams params = p.params;
   params.stride[1] = 0;
   CHECK_FAILS(deform_conv2d_shape(x, weight, offset, {}, {}, params), value,

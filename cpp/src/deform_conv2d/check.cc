@@ -1,5 +1,6 @@
 // The shape and type rules of deform_conv2d, for every device.
 #include <cstdint>
+#include <string>
 
 #include "centermask/deform_conv2d.h"
 #include "centermask/error.h"
@@ -17,8 +18,15 @@ void check_rank(const TensorView& view, const char* name, int rank, const char* 
   if (view.rank != rank) fail(ErrorKind::kValue, kOp, name, " must be ", layout, ", got ", shape_text(view));
 }
 
+std::string device_text(const Device& device) {
+  return device.type == DeviceType::kCpu ? "cpu" : "cuda:" + std::to_string(device.index);
+}
+
 void check_like_x(const TensorView& view, const char* name, const TensorView& x, bool float32_too) {
-  if (view.device != x.device) fail(ErrorKind::kValue, kOp, name, " must be on the device of x");
+  if (view.device != x.device) {
+    fail(ErrorKind::kValue, kOp, name, " must be on the device of x (", device_text(x.device), "), got ",
+         device_text(view.device));
+  }
   if (view.dtype == x.dtype || (float32_too && view.dtype == DType::kFloat32)) return;
   fail(ErrorKind::kType, kOp, name, " must be ", dtype_name(x.dtype),
        float32_too && x.dtype != DType::kFloat32 ? " or float32" : "", " as x is, got ", dtype_name(view.dtype));
@@ -48,6 +56,12 @@ DeformConv2dShape deform_conv2d_shape(const TensorView& x, const TensorView& wei
   check_pair(params.padding, "padding", 0);
   check_pair(params.dilation, "dilation", 1);
   if (params.groups < 1) fail(ErrorKind::kValue, kOp, "groups must be >= 1, got ", params.groups);
+
+  // The CPU has its own rule, which its functions check.
+  if (x.device.type == DeviceType::kCuda && x.dtype != DType::kFloat32 && x.dtype != DType::kFloat16 &&
+      x.dtype != DType::kBFloat16) {
+    fail(ErrorKind::kType, kOp, "x must be float32, float16 or bfloat16 on CUDA, got ", dtype_name(x.dtype));
+  }
 
   DeformConv2dShape s;
   s.dtype = x.dtype;

@@ -1,0 +1,76 @@
+// The plan of a forward call on CUDA: which kernel, which tiles, what lies where in the workspace. Plain C++, also
+// passed to the kernels by value.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "centermask/deform_conv2d.h"
+
+namespace centermask::deform_forward {
+
+// K of the matrix product is walked in steps of one tap and one chunk of kChunkVectors 16-byte vectors of channels.
+// A segment is a run of channels that lie in one group and one offset group; x is (or is brought) channels-last, with
+// each segment beginning on a vector.
+constexpr int kVectorBytes = 16;
+constexpr int kChunkVectors = 8;
+constexpr int kChunkBytes = kVectorBytes * kChunkVectors;
+// What the table of sampling places holds for a tap and a position: four weights, an index and flags.
+constexpr int kPlaceBytes = 24;
+
+// An output tile is `positions` x `channels`. Warps divide it, warps_m x warps_n; blocks_per_sm bounds the registers.
+struct TileConfig {
+  int positions, channels, warps_m, warps_n, blocks_per_sm;
+};
+
+// What the kernels take.
+struct Arguments {
+  const void* x;  // channels-last; the strides count vectors
+  std::int64_t x_image;
+  std::int32_t x_row, x_pixel;
+  const void* packed;  // the weights: [group][block of out channels][segment][chunk][tap][tile in the kernel's order]
+  const void* offset;
+  const void* mask;
+  std::int64_t offset_stride[4], mask_stride[4];
+  std::int32_t places_in_float;  // offset and mask are float32, not T
+  const void* bias;
+  void* output;
+  std::int64_t output_stride[4];
+  float* partial;  // with splits > 1: [split][tile][positions][groups * out_blocks * channels]
+  std::int32_t relu;
+
+  std::int64_t positions;  // N * Ho * Wo
+  std::int32_t height, width, out_height, out_width;
+  std::int32_t taps, kernel_w;
+  std::int32_t stride[2], padding[2], dilation[2];
+  // A tile is a patch of patch_w (1 << patch_log2) columns of one image, or, where patch_w is 0, a run of positions
+  // counted through the whole batch.
+  std::int32_t patch_log2, patch_w, patch_h, patches_x, patches_y;
+
+  std::int32_t group_out;   // out channels of a group
+  std::int32_t out_blocks;  // tiles along them
+  std::int32_t groups;
+  std::int32_t segments;  // of a group
+  std::int32_t segment_channels, segment_vectors;
+  std::int32_t segments_of_offset_group;
+  std::int32_t chunks;      // of a segment
+  std::int32_t table_taps;  // taps whose places are in shared memory together
+  std::int32_t splits;      // parts of K, computed by different blocks and then summed in order
+  std::int64_t tiles;       // of positions
+  std::int64_t steps;       // of K
+};
+
+enum class Kernel : std::uint8_t { kMma, kSimt };
+
+struct Plan {
+  DeformConv2dShape shape;
+  Kernel kernel = Kernel::kSimt;
+  TileConfig tile{};
+  bool copy_x = false;
+  Arguments arguments{};  // without the pointers
+  std::int64_t shared_bytes = 0;
+  // Parts of the workspace, 0 bytes where they are not needed.
+  std::int64_t x_bytes = 0, packed_bytes = 0, partial_bytes = 0;
+};
+
+}  // namespace centermask::deform_forward

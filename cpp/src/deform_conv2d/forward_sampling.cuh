@@ -1,0 +1,284 @@
+// Where and with what weights the taps sample, and the samples themselves, for the forward kernels. The semantics are
+// those of sampling.h.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/runtime.h"
+#include "deform_conv2d/forward_plan.h"
+
+namespace centermask::deform_forward {
+namespace {
+
+// ---- element types: how many to a vector, and how 32 bits of them are read and written ----
+struct Float32 {
+  using Value = float;
+  static constexpr int kElements = 4;
+};
+struct Float16 {
+  using Value = __half;
+  static constexpr int kElements = 8;
+};
+struct BFloat16 {
+  using Value = __nv_bfloat16;
+  static constexpr int kElements = 8;
+};
+
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+template <class V>
+__device__ __forceinline__ V from_float(float value);
+template <>
+__device__ __forceinline__ float from_float<float>(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float value) {
+  return __float2half_rn(value);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+template <class To, class From>
+__device__ __forceinline__ To bit_copy(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "the same number of bits");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// values[i] += weight * element i of the vector.
+__device__ __forceinline__ void add_scaled(Float32, const uint4& vector, float weight, float (&values)[4]) {
+  values[0] = fmaf(weight, bit_copy<float>(vector.x), values[0]);
+  values[1] = fmaf(weight, bit_copy<float>(vector.y), values[1]);
+  values[2] = fmaf(weight, bit_copy<float>(vector.z), values[2]);
+  values[3] = fmaf(weight, bit_copy<float>(vector.w), values[3]);
+}
+__device__ __forceinline__ float2 unpack(Float16, unsigned bits) { return __half22float2(bit_copy<__half2>(bits)); }
+__device__ __forceinline__ float2 unpack(BFloat16, unsigned bits) {
+  return make_float2(bit_copy<float>(bits << 16), bit_copy<float>(bits & 0xffff0000u));
+}
+__device__ __forceinline__ unsigned pack(Float16, float low, float high) {
+  return bit_copy<unsigned>(__floats2half2_rn(low, high));
+}
+__device__ __forceinline__ unsigned pack(BFloat16, float low, float high) {
+  return bit_copy<unsigned>(__floats2bfloat162_rn(low, high));
+}
+template <class Type>
+__device__ __forceinline__ void add_scaled(Type type, const uint4& vector, float weight, float (&values)[8]) {
+  const unsigned words[4] = {vector.x, vector.y, vector.z, vector.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = unpack(type, words[i]);
+    values[2 * i] = fmaf(weight, pair.x, values[2 * i]);
+    values[2 * i + 1] = fmaf(weight, pair.y, values[2 * i + 1]);
+  }
+}
+
+// ---- positions ----
+struct Position {
+  std::int64_t n;
+  int y, x;  // of the output
+  bool inside;
+};
+
+// Position p of a tile.
+__device__ __forceinline__ Position locate(const Arguments& a, const TileConfig& tile, std::int64_t index, int p) {
+  Position at;
+  if (a.patch_w > 0) {
+    const std::int64_t per_image = static_cast<std::int64_t>(a.patches_x) * a.patches_y;
+    at.n = index / per_image;
+    const int patch = static_cast<int>(index - at.n * per_image);
+    at.y = patch / a.patches_x * a.patch_h + (p >> a.patch_log2);
+    at.x = patch % a.patches_x * a.patch_w + (p & (a.patch_w - 1));
+    at.inside = at.y < a.out_height && at.x < a.out_width;
+  } else {
+    const std::int64_t position = index * tile.positions + p;
+    const std::int64_t pixels = static_cast<std::int64_t>(a.out_height) * a.out_width;
+    at.n = position / pixels;
+    const int pixel = static_cast<int>(position - at.n * pixels);
+    at.y = pixel / a.out_width;
+    at.x = pixel % a.out_width;
+    at.inside = position < a.positions;
+  }
+  return at;
+}
+
+// ---- places ----
+// For a tap and a position: the weights (bilinear times mask) of the top left, top right, bottom left and bottom right
+// neighbour, 0 for those outside the image; the index, in vectors, of the first of them that is inside, or -1 if the
+// whole sample is outside; and whether there is one to the right (1) and below (2). Neighbours outside are read at the
+// place of those inside, so that no pixel is read that does not belong to the sample.
+struct Places {
+  float4* weights;  // [tap][position]
+  int2* index;
+
+  __device__ __forceinline__ Places(unsigned char* memory, int table_taps, int positions)
+      : weights(reinterpret_cast<float4*>(memory)),
+        index(reinterpret_cast<int2*>(memory + table_taps * positions * static_cast<int>(sizeof(float4)))) {}
+};
+
+template <class V>
+__device__ __forceinline__ float read_place(const Arguments& a, const void* data, std::int64_t at) {
+  return a.places_in_float != 0 ? __ldg(static_cast<const float*>(data) + at)
+                                : to_float(static_cast<const V*>(data)[at]);
+}
+
+__device__ __forceinline__ void find_place(const Arguments& a, const Position& at, float y, float x, float mask,
+                                           float4& weights, int2& index) {
+  weights = make_float4(0, 0, 0, 0);
+  index = make_int2(-1, 0);
+  // False for NaN.
+  if (!(at.inside && y > -1.0f && x > -1.0f && y < static_cast<float>(a.height) && x < static_cast<float>(a.width))) {
+    return;
+  }
+  const float top = floorf(y), left = floorf(x);
+  const float below = y - top, right = x - left;
+  const int top_row = static_cast<int>(top), left_column = static_cast<int>(left);
+  const bool has_top = top_row >= 0, has_bottom = top_row + 1 < a.height;
+  const bool has_left = left_column >= 0, has_right = left_column + 1 < a.width;
+  const float lower = below * mask, upper = mask - lower;
+  weights.x = has_top && has_left ? upper - upper * right : 0.0f;
+  weights.y = has_top && has_right ? upper * right : 0.0f;
+  weights.z = has_bottom && has_left ? lower - lower * right : 0.0f;
+  weights.w = has_bottom && has_right ? lower * right : 0.0f;
+  const std::int64_t row = has_top ? top_row : 0, column = has_left ? left_column : 0;
+  index.x = static_cast<int>(at.n * a.x_image + row * a.x_row + column * a.x_pixel);
+  index.y = (has_left && has_right ? 1 : 0) | (has_top && has_bottom ? 2 : 0);
+}
+
+// Fills the table for taps [first_tap, first_tap + count) of an offset group. Followed by a barrier.
+template <class V, int kPositions, int kThreads>
+__device__ __forceinline__ void find_places(const Arguments& a, const TileConfig& tile, std::int64_t tile_index,
+                                            int offset_group, int first_tap, int count, const Places& places) {
+  static_assert(kThreads % kPositions == 0, "a thread stays at one position");
+  constexpr int kStep = kThreads / kPositions;
+  constexpr int kAtOnce = 5;  // loads under way together
+  const int p = static_cast<int>(threadIdx.x) % kPositions;
+  const Position at = locate(a, tile, tile_index, p);
+  const std::int64_t offset_at = at.n * a.offset_stride[0] + at.y * a.offset_stride[2] + at.x * a.offset_stride[3];
+  const std::int64_t mask_at = at.n * a.mask_stride[0] + at.y * a.mask_stride[2] + at.x * a.mask_stride[3];
+  const int y0 = at.y * a.stride[0] - a.padding[0], x0 = at.x * a.stride[1] - a.padding[1];
+  for (int tap0 = static_cast<int>(threadIdx.x) / kPositions; tap0 < count; tap0 += kStep * kAtOnce) {
+    float dy[kAtOnce], dx[kAtOnce], mask[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int tap = tap0 + i * kStep;
+      dy[i] = 0, dx[i] = 0, mask[i] = 1;
+      if (tap < count && at.inside) {
+        const std::int64_t channel = static_cast<std::int64_t>(offset_group) * a.taps + first_tap + tap;
+        dy[i] = read_place<V>(a, a.offset, offset_at + 2 * channel * a.offset_stride[1]);
+        dx[i] = read_place<V>(a, a.offset, offset_at + (2 * channel + 1) * a.offset_stride[1]);
+        if (a.mask != nullptr) mask[i] = read_place<V>(a, a.mask, mask_at + channel * a.mask_stride[1]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int tap = tap0 + i * kStep;
+      if (tap >= count) break;
+      const int row = (first_tap + tap) / a.kernel_w, column = (first_tap + tap) - row * a.kernel_w;
+      const float y = static_cast<float>(y0 + row * a.dilation[0]) + dy[i];
+      const float x = static_cast<float>(x0 + column * a.dilation[1]) + dx[i];
+      find_place(a, at, y, x, mask[i], places.weights[tap * kPositions + p], places.index[tap * kPositions + p]);
+    }
+  }
+}
+
+// ---- the walk along K ----
+// Segments, then blocks of table_taps taps, then chunks, then the taps of the block: so that for one chunk of channels
+// all taps follow each other, and find the pixels that they share in the L1 cache.
+struct Cursor {
+  int segment, first_tap, block_taps, chunk, tap;  // `tap` counts from first_tap
+
+  __device__ __forceinline__ void start(const Arguments& a, std::int64_t step) {
+    const std::int64_t per_segment = static_cast<std::int64_t>(a.chunks) * a.taps;
+    segment = static_cast<int>(step / per_segment);
+    const std::int64_t rest = step - segment * per_segment;
+    const std::int64_t per_block = static_cast<std::int64_t>(a.chunks) * a.table_taps;
+    const int block = static_cast<int>(rest / per_block);
+    first_tap = block * a.table_taps;
+    block_taps = min(a.table_taps, a.taps - first_tap);
+    const int inside = static_cast<int>(rest - block * per_block);
+    chunk = inside / block_taps;
+    tap = inside - chunk * block_taps;
+  }
+
+  // Returns whether the table of places has to be filled again.
+  __device__ __forceinline__ bool advance(const Arguments& a) {
+    if (++tap < block_taps) return false;
+    tap = 0;
+    if (++chunk < a.chunks) return false;
+    chunk = 0;
+    const bool only = a.segments == 1 && block_taps == a.taps;
+    first_tap += block_taps;
+    if (first_tap >= a.taps) first_tap = 0, ++segment;
+    block_taps = min(a.table_taps, a.taps - first_tap);
+    return !only;
+  }
+
+  __device__ __forceinline__ int offset_group(const Arguments& a, int group) const {
+    return static_cast<int>((static_cast<std::int64_t>(group) * a.segments + segment) / a.segments_of_offset_group);
+  }
+
+  // Of the step's tile, in the packed weights.
+  __device__ __forceinline__ std::int64_t packed_tile(const Arguments& a, int group, int out_block) const {
+    return (((static_cast<std::int64_t>(group) * a.out_blocks + out_block) * a.segments + segment) * a.chunks + chunk) *
+               a.taps +
+           first_tap + tap;
+  }
+};
+
+// ---- samples ----
+// The four neighbours of one vector of channels.
+struct Neighbours {
+  uint4 pixel[4];
+  float4 weights;
+};
+
+__device__ __forceinline__ void gather(const Arguments& a, const Places& places, int entry, int vector, bool wanted,
+                                       Neighbours& n) {
+  const int2 index = places.index[entry];
+  n.weights = places.weights[entry];
+  const uint4 zero = make_uint4(0, 0, 0, 0);
+  n.pixel[0] = n.pixel[1] = n.pixel[2] = n.pixel[3] = zero;
+  if (wanted && index.x >= 0) {
+    const uint4* top = static_cast<const uint4*>(a.x) + index.x + vector;
+    const int right = (index.y & 1) != 0 ? a.x_pixel : 0;
+    const uint4* bottom = top + ((index.y & 2) != 0 ? a.x_row : 0);
+    n.pixel[0] = __ldg(top);
+    n.pixel[1] = __ldg(top + right);
+    n.pixel[2] = __ldg(bottom);
+    n.pixel[3] = __ldg(bottom + right);
+  }
+}
+
+template <class Type>
+__device__ __forceinline__ void blend(Type type, const Neighbours& n, float (&values)[Type::kElements]) {
+#pragma unroll
+  for (int i = 0; i < Type::kElements; ++i) values[i] = 0;
+  add_scaled(type, n.pixel[0], n.weights.x, values);
+  add_scaled(type, n.pixel[1], n.weights.y, values);
+  add_scaled(type, n.pixel[2], n.weights.z, values);
+  add_scaled(type, n.pixel[3], n.weights.w, values);
+}
+
+// ---- results ----
+// Bias, activation and the store of one element; `channel` counts through all groups.
+template <class V>
+__device__ __forceinline__ float finish(const Arguments& a, int channel, float value) {
+  if (a.bias != nullptr) value += to_float(static_cast<const V*>(a.bias)[channel]);
+  return a.relu != 0 && value < 0 ? 0.0f : value;
+}
+
+template <class V>
+__device__ __forceinline__ void store_result(const Arguments& a, const Position& at, int channel, float value) {
+  static_cast<V*>(a.output)[at.n * a.output_stride[0] + channel * a.output_stride[1] + at.y * a.output_stride[2] +
+                            at.x * a.output_stride[3]] = from_float<V>(finish<V>(a, channel, value));
+}
+
+}  // namespace
+}  // namespace centermask::deform_forward
