@@ -1,6 +1,6 @@
 """Can every neck and mask head learn 32 pictures by heart? A model that cannot has a bug in its targets or losses.
 
-    python benchmarks/overfit.py DATA [--out DIR] [--pictures 32] [--epochs 150] [--size 320] [--only conv-shape]
+    python benchmarks/overfit.py DATA [--out DIR] [--pictures 32] [--epochs 400] [--size 320] [--only conv-shape]
 
 Trains {conv, dcn} x {dynamic, shape} on the first pictures of DATA/train.json, without random crops, evaluates on the
 same pictures, and writes OUT/overfit.json and a Markdown table.
@@ -41,7 +41,7 @@ def make_subset(data: Path, out: Path, pictures: int) -> Path:
     return out
 
 
-def run(variant: str, data: Path, out: Path, epochs: int, size: int) -> dict[str, Any]:
+def run(variant: str, data: Path, out: Path, epochs: int, size: int, init_from: str) -> dict[str, Any]:
     """Trains and evaluates one variant, from scratch each time."""
     shutil.rmtree(out / variant, ignore_errors=True)
     config = TrainConfig(
@@ -55,12 +55,13 @@ def run(variant: str, data: Path, out: Path, epochs: int, size: int) -> dict[str
         learning_rate=2e-3,  # at batch 16; 1e-3 here
         weight_decay=0.0,
         warmup_steps=40,
-        ema=0.98,  # some 600 steps in all: a longer memory would still hold the start
+        ema=0.98,  # a short run: a longer memory would still hold the start
         freeze_stages=2,
         scale=(1.0, 1.0),
         workers=0,
         mask_jitter=0.04,
-        accelerator="cpu",
+        init_from=init_from,
+        pretrained=not init_from,
     )
     start = time.monotonic()
     trainer = Trainer(config, evaluate_model)
@@ -70,6 +71,7 @@ def run(variant: str, data: Path, out: Path, epochs: int, size: int) -> dict[str
         "variant": variant,
         **{key: result[key] for key in keys},
         "steps": trainer.step,
+        "device": str(trainer.fabric.device),
         "minutes": (time.monotonic() - start) / 60,
     }
 
@@ -79,17 +81,18 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/overfit"))
     parser.add_argument("--pictures", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=VARIANTS)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--init-from", default="", help="checkpoint to start from in place of ImageNet weights")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     subset = make_subset(arguments.data, arguments.out / "data", arguments.pictures)
     path = arguments.out / "overfit.json"
     for variant in arguments.only:
-        row = run(variant, subset, arguments.out, arguments.epochs, arguments.size)
+        row = run(variant, subset, arguments.out, arguments.epochs, arguments.size, arguments.init_from)
         rows = [r for r in (json.loads(path.read_text()) if path.exists() else []) if r["variant"] != variant]
         path.write_text(json.dumps([*rows, row], indent=2))
     rows = json.loads(path.read_text())

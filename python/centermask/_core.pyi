@@ -1,11 +1,15 @@
 """The compiled core. Thin: exact dtypes in, NumPy arrays out; `centermask.ops` is what users call."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 __version__: str
+has_cuda: bool
+"""Whether the `*_cuda` functions are there. They take NumPy arrays and DLPack capsules, write into what they are given,
+and get scratch memory from `allocate`: bytes to (address, owner)."""
 
 def assemble_bitmaps(
     mask_features: NDArray[Any],
@@ -21,6 +25,21 @@ def assemble_bitmaps(
     box_margin: float,
     threads: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]: ...
+def assemble_bitmaps_cuda(
+    mask_features: Any,
+    mask_params: Any,
+    boxes: Any,
+    labels: Any,
+    head: str,
+    height: int,
+    width: int,
+    image_to_input: list[float],
+    stride: int,
+    threshold: float,
+    box_margin: float,
+    bitmaps: Any,
+    stream_handle: int,
+) -> None: ...
 def assemble_masks(
     mask_features: NDArray[Any],
     mask_params: NDArray[Any],
@@ -35,10 +54,41 @@ def assemble_masks(
     box_margin: float,
     threads: int,
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
+def build_info() -> dict[str, Any]: ...
+def cuda_devices() -> dict[str, Any]: ...
+def assemble_masks_cuda(
+    mask_features: Any,
+    mask_params: Any,
+    boxes: Any,
+    labels: Any,
+    head: str,
+    height: int,
+    width: int,
+    image_to_input: list[float],
+    stride: int,
+    threshold: float,
+    box_margin: float,
+    runs: Any,
+    offsets: Any,
+    allocate: Callable[[int], tuple[int, object]],
+    stream_handle: int,
+) -> None: ...
 def decode_centers(
     heatmap: NDArray[Any], top_k: int, score_threshold: float, threads: int
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+def decode_centers_cuda(
+    heatmap: Any,
+    top_k: int,
+    score_threshold: float,
+    scores: Any,
+    labels: Any,
+    index: Any,
+    count: Any,
+    allocate: Callable[[int], tuple[int, object]],
+    stream_handle: int,
+) -> None: ...
 def gather_patches(features: NDArray[Any], index: NDArray[np.int64], threads: int) -> NDArray[Any]: ...
+def gather_patches_cuda(features: Any, index: Any, patches: Any, stream_handle: int) -> None: ...
 def isa_available() -> tuple[str, ...]: ...
 def isa_used() -> str: ...
 def deform_conv2d(
@@ -54,6 +104,38 @@ def deform_conv2d(
     relu: bool,
     threads: int,
 ) -> NDArray[Any]: ...
+def deform_conv2d_cuda(
+    x: Any,
+    weight: Any,
+    offset: Any,
+    mask: Any,
+    bias: Any,
+    output: Any,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    relu: bool,
+    allow_tf32: bool,
+    allocate: Callable[[int], tuple[int, object]],
+    stream_handle: int,
+) -> None: ...
+def deform_conv2d_backward_cuda(
+    grad_output: Any,
+    x: Any,
+    weight: Any,
+    offset: Any,
+    mask: Any,
+    gradients: tuple[Any, ...],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    allow_tf32: bool,
+    deterministic: bool,
+    allocate: Callable[[int], tuple[int, object]],
+    stream_handle: int,
+) -> None: ...
 def deform_conv2d_backward(
     grad_output: NDArray[Any],
     x: NDArray[Any],
@@ -94,6 +176,9 @@ class PackedDeformConv2d:
         threads: int,
     ) -> NDArray[Any]: ...
 
+def mask_windows(
+    boxes: NDArray[np.float32], height: int, width: int, image_to_input: list[float], box_margin: float
+) -> NDArray[np.int64]: ...
 def preprocess(
     image: NDArray[np.uint8],
     image_to_input: list[float],
@@ -102,6 +187,15 @@ def preprocess(
     swap_channels: bool,
     out: NDArray[np.float32],
     threads: int,
+) -> None: ...
+def preprocess_cuda(
+    image: Any,
+    image_to_input: list[float],
+    mean: list[float],
+    std: list[float],
+    swap_channels: bool,
+    out: Any,
+    stream_handle: int,
 ) -> None: ...
 def rle_area(runs: NDArray[np.uint32], offsets: NDArray[np.int64]) -> NDArray[np.int64]: ...
 def rle_bbox(runs: NDArray[np.uint32], offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]: ...

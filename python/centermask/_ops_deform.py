@@ -1,4 +1,4 @@
-"""Deformable convolution on NumPy arrays. See `centermask.ops`."""
+"""Deformable convolution on arrays. See `centermask.ops`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from centermask import _core
+from centermask import _core, _ops_cuda
 from centermask._arrays import as_array, as_optional_array
+from centermask._cuda import cuda_library
 
 _OP = "deform_conv2d"
 
@@ -57,9 +58,10 @@ def deform_conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     activation: str | None = None,
+    allow_tf32: bool | None = None,
     threads: int | None = None,
-) -> Array:
-    """Modulated deformable convolution, DCNv2 (Zhu et al., arXiv 1811.11168), on the CPU.
+) -> Any:
+    """Modulated deformable convolution, DCNv2 (Zhu et al., arXiv 1811.11168).
 
     Semantics and layouts are those of ONNX `DeformConv` and `torchvision.ops.deform_conv2d` (whose argument order is
     another). Tap (i, j) of output pixel (oy, ox) samples x bilinearly at
@@ -67,7 +69,8 @@ def deform_conv2d(
     zero outside; a sample at a NaN or infinite place counts as 0.
 
     Args:
-        x: [N, C, H, W], float32 or float64. Like all arrays here: any strides; NumPy or a DLPack tensor on the CPU.
+        x: [N, C, H, W], float32 or float64, or on a CUDA device float32, float16 or bfloat16. Like all arrays here:
+            any strides; NumPy or a DLPack tensor, all on one device.
         weight: [Co, C/groups, kh, kw], dtype of x.
         offset: [N, 2*offset_groups*kh*kw, Ho, Wo], dtype of x or float32: (dy, dx) interleaved for each tap, in input
             pixels. The number of offset groups follows from this shape.
@@ -78,26 +81,33 @@ def deform_conv2d(
         dilation: see stride.
         groups: groups of channels that are convolved separately.
         activation: None or "relu", applied to the result.
+        allow_tf32: CUDA and float32 only: whether products may be computed in TensorFloat-32, with 10 bits of mantissa.
+            None: as `torch.backends.cudnn.allow_tf32` says for PyTorch's tensors, False for all others.
         threads: None for one thread a core. The result is the same for any number.
 
     Returns:
-        [N, Co, Ho, Wo], dtype of x, with Ho = (H + 2*padding - dilation*(kh - 1) - 1) // stride + 1.
+        [N, Co, Ho, Wo], dtype of x, with Ho = (H + 2*padding - dilation*(kh - 1) - 1) // stride + 1. On a CUDA device
+        an array of x's library, channels-last if x is.
 
     Raises:
         ValueError: shapes that do not fit each other.
         TypeError: a wrong dtype or no array.
+        NotImplementedError: arrays on a CUDA device, and a core that was built without CUDA.
     """
+    geometry = (as_pair(stride, "stride"), as_pair(padding, "padding"), as_pair(dilation, "dilation"), groups)
+    relu = wants_relu(activation)
+    arrays = {"x": x, "weight": weight, "offset": offset, "mask": mask, "bias": bias}
+    library = cuda_library(_OP, **arrays)
+    if library is not None:
+        return _ops_cuda.deform_conv2d(library, arrays, *geometry, relu, allow_tf32)
     return _core.deform_conv2d(
         as_array(x, _OP, "x"),
         as_array(weight, _OP, "weight"),
         as_array(offset, _OP, "offset"),
         as_optional_array(mask, _OP, "mask"),
         as_optional_array(bias, _OP, "bias"),
-        as_pair(stride, "stride"),
-        as_pair(padding, "padding"),
-        as_pair(dilation, "dilation"),
-        groups,
-        wants_relu(activation),
+        *geometry,
+        relu,
         threads or 0,
     )
 
@@ -114,9 +124,11 @@ def deform_conv2d_backward(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    allow_tf32: bool | None = None,
+    deterministic: bool | None = None,
     threads: int | None = None,
     needs: Sequence[bool] = (True, True, True, True, True),
-) -> tuple[Array | None, Array | None, Array | None, Array | None, Array | None]:
+) -> tuple[Any, Any, Any, Any, Any]:
     """The gradients of `sum(grad_output * deform_conv2d(x, weight, offset, mask, bias))` without activation.
 
     Args:
@@ -130,6 +142,9 @@ def deform_conv2d_backward(
         padding: see `deform_conv2d`.
         dilation: see `deform_conv2d`.
         groups: see `deform_conv2d`.
+        allow_tf32: see `deform_conv2d`.
+        deterministic: CUDA only: whether the gradients must be the same on every run, bit for bit, at a price. None: as
+            `torch.are_deterministic_algorithms_enabled()` says for PyTorch's tensors, False for all others.
         threads: None for one thread a core. For a given number the result is always the same, bit for bit.
         needs: which of the gradients by (x, weight, offset, mask, bias) are wanted.
 
@@ -148,23 +163,26 @@ def deform_conv2d_backward(
         raise ValueError(f"{_OP}: needs must have 5 entries, got {len(wanted)}")
     wanted[3] = wanted[3] and mask is not None
     wanted[4] = wanted[4] and bias is not None
+    geometry = (as_pair(stride, "stride"), as_pair(padding, "padding"), as_pair(dilation, "dilation"), groups)
+    arrays = {"grad_output": grad_output, "x": x, "weight": weight, "offset": offset, "mask": mask}
+    library = cuda_library(_OP, **arrays)
+    if library is not None:
+        gradients = _ops_cuda.deform_conv2d_backward(library, arrays, wanted, *geometry, allow_tf32, deterministic)
+        return gradients[0], gradients[1], gradients[2], gradients[3], gradients[4]
     return _core.deform_conv2d_backward(
         as_array(grad_output, _OP, "grad_output"),
         as_array(x, _OP, "x"),
         as_array(weight, _OP, "weight"),
         as_array(offset, _OP, "offset"),
         as_optional_array(mask, _OP, "mask"),
-        as_pair(stride, "stride"),
-        as_pair(padding, "padding"),
-        as_pair(dilation, "dilation"),
-        groups,
+        *geometry,
         (wanted[0], wanted[1], wanted[2], wanted[3], wanted[4]),
         threads or 0,
     )
 
 
 class PackedDeformConv2d:
-    """`deform_conv2d` with constant weights, brought into the kernels' order once.
+    """`deform_conv2d` on the CPU with constant weights, brought into the kernels' order once.
 
     The arguments are those of `deform_conv2d`; later changes to the weight array have no effect, nor has a change of
     the environment variable CENTERMASK_ISA (which makes calls fail).

@@ -20,9 +20,11 @@ THIRD_PARTY_OF_INFERENCE = {"numpy", "cv2"}
 INFERENCE = {
     "config": set(),
     "_arrays": set(),
-    "_ops_decode": {"_core", "_arrays"},
-    "_ops_deform": {"_core", "_arrays"},
-    "_ops_masks": {"_core", "_arrays", "_ops_rle"},
+    "_cuda": {"_core", "_arrays"},
+    "_ops_cuda": {"_core", "_cuda"},
+    "_ops_decode": {"_core", "_arrays", "_cuda", "_ops_cuda"},
+    "_ops_deform": {"_core", "_arrays", "_cuda", "_ops_cuda"},
+    "_ops_masks": {"_core", "_arrays", "_cuda", "_ops_cuda", "_ops_rle"},
     "_ops_rle": {"_core", "_arrays"},
     "ops": {"_ops_decode", "_ops_deform", "_ops_masks", "_ops_rle"},
     "files": set(),
@@ -95,7 +97,9 @@ def test_nn_knows_neither_training_nor_export_nor_inference(path: Path) -> None:
     for name, _ in imports(path):
         inner = of_package(name)
         assert (
-            inner is None or inner.partition(".")[0] in {"nn", "ops", "config", "_core"} or inner.startswith("_ops")
+            inner is None
+            or inner.partition(".")[0] in {"nn", "ops", "config", "_core", "_cuda"}
+            or inner.startswith("_ops")
         ), name
 
 

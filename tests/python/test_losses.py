@@ -13,7 +13,7 @@ pytest.importorskip("timm")
 
 import torch
 
-from centermask.training.losses import box_region, dice_loss, focal_loss, giou_loss
+from centermask.training.losses import binary_focal_loss, box_region, dice_loss, focal_loss, giou_loss
 from centermask.training.objective import heatmap_weights
 
 # ---- focal ----
@@ -40,6 +40,19 @@ def test_focal_against_loops():
     assert float(found) == pytest.approx(loop_focal(logits, target, weight), rel=1e-12)
     whole = focal_loss(torch.tensor(logits), torch.tensor(target), alpha=1.0, beta=2.0)
     assert float(whole) == pytest.approx(loop_focal(logits, target, np.ones_like(logits), 1.0, 2.0), rel=1e-12)
+
+
+def test_binary_focal_against_loops():
+    rng = np.random.default_rng(1)
+    logits, target = rng.normal(0, 3, (2, 3, 4, 5)), rng.uniform(0, 1, (2, 3, 4, 5))
+    weight = rng.integers(0, 2, logits.shape).astype(float)
+    expected = 0.0
+    for logit, aim, share in zip(logits.ravel(), target.ravel(), weight.ravel(), strict=True):
+        p = 1 / (1 + math.exp(-logit))
+        covered = 0.25 * aim * (1 - p) ** 2 * math.log(p)
+        expected -= share * (covered + 0.75 * (1 - aim) * p**2 * math.log(1 - p))
+    found = binary_focal_loss(torch.tensor(logits), torch.tensor(target), torch.tensor(weight))
+    assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -111,6 +111,20 @@ def test_centre_outside_the_map_goes_to_its_edge():
     assert heatmap_targets(boxes, torch.tensor([0, 0]), torch.tensor([0, 0]), (1, 1, 5, 9))[0, 0, 4, 8] == 1
 
 
+def test_semantic_targets_against_loops(monkeypatch):
+    monkeypatch.setattr(targets, "CHUNK", 3)
+    rng = np.random.default_rng(2)
+    masks = rng.integers(0, 256, (8, 4, 5), dtype=np.uint8)
+    labels, owners = rng.integers(0, 3, 8), np.sort(rng.integers(0, 2, 8))
+    expected = np.zeros((2, 3, 4, 5))
+    for mask, label, owner in zip(masks, labels, owners, strict=True):
+        for y in range(4):
+            for x in range(5):
+                expected[owner, label, y, x] = max(expected[owner, label, y, x], mask[y, x] / 255)
+    found = targets.semantic_targets(*map(torch.from_numpy, (masks, labels, owners)), (2, 3, 4, 5))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-7)  # float32 of shares
+
+
 def test_nothing_to_find():
     none, empty = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)
     heatmap = heatmap_targets(empty, none, none, (2, 3, 4, 5))

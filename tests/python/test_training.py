@@ -18,6 +18,7 @@ from shapes_data import batch_of, shapes_folder, tiny
 
 from centermask.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from centermask.training.loop import Trainer, freeze_backbone, learning_rate_factor, parameter_groups
+from centermask.training.objective import Objective
 from centermask.training.settings import TrainConfig
 
 TINY = "test_efficientnet"
@@ -76,9 +77,15 @@ def weights_of(path):
 # ---- going on ----
 
 
-@pytest.mark.parametrize(("variant", "schedule"), [("conv-dynamic", "cosine"), ("dcn-shape", "step")])
-def test_a_stopped_run_goes_on_exactly(settings, tmp_path, variant, schedule, caplog):
-    settings = replace(settings, model=f"{TINY}-{variant}", schedule=schedule)
+@pytest.mark.parametrize(
+    ("variant", "schedule", "extras"),
+    [
+        ("conv-dynamic", "cosine", {"aux_weight": 1.0, "mosaic": 0.5, "copy_paste": 0.5, "rotation": 10.0}),
+        ("dcn-shape", "step", {}),
+    ],
+)
+def test_a_stopped_run_goes_on_exactly(settings, tmp_path, variant, schedule, extras, caplog):
+    settings = replace(settings, model=f"{TINY}-{variant}", schedule=schedule, **extras)
     whole = Recorded(settings)
     whole.fit()
     assert len(whole.terms) == 6
@@ -92,6 +99,7 @@ def test_a_stopped_run_goes_on_exactly(settings, tmp_path, variant, schedule, ca
         second.fit()
     assert "not as if never stopped" not in caplog.text
     assert first.terms + second.terms == whole.terms  # to the last bit
+    assert ("semantic" in whole.terms[0]) == ("aux_weight" in extras)
     straight, resumed = weights_of(tmp_path / "run/last.pt"), weights_of(tmp_path / "other/last.pt")
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
@@ -281,15 +289,16 @@ def test_learning_rate_schedules():
 
 
 def test_parameter_groups():
-    model = tiny()
-    config = TrainConfig(backbone_rate=0.1, weight_decay=0.3)
-    groups = parameter_groups(model, config, 2.0)
+    config = TrainConfig(backbone_rate=0.1, weight_decay=0.3, aux_weight=1.0)
+    objective = Objective(tiny(), config)
+    groups = parameter_groups(objective, config, 2.0)
     ids = [id(p) for g in groups for p in g["params"]]
-    assert sorted(ids) == sorted(id(p) for p in model.parameters())
-    names = {id(p): n for n, p in model.named_parameters()}
+    assert sorted(ids) == sorted(id(p) for p in objective.parameters())
+    names = {id(p): n for n, p in objective.named_parameters()}
+    assert "semantic.out.bias" in names.values()
     for group in groups:
         for parameter in group["params"]:
-            assert group["lr"] == (0.2 if names[id(parameter)].startswith("backbone.") else 2.0)
+            assert group["lr"] == (0.2 if names[id(parameter)].startswith("model.backbone.") else 2.0)
             assert group["weight_decay"] == (0.3 if parameter.ndim > 1 else 0.0)
 
 

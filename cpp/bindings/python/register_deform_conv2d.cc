@@ -127,6 +127,67 @@ py::tuple backward(const py::object& grad_output, const py::object& x, const py:
   return py::make_tuple(arrays[0], arrays[1], arrays[2], arrays[3], arrays[4]);
 }
 
+#ifdef CENTERMASK_HAS_CUDA
+void forward_on_cuda(const py::object& x, const py::object& weight, const py::object& offset, const py::object& mask,
+                     const py::object& bias, const py::object& output, const Pair& stride, const Pair& padding,
+                     const Pair& dilation, std::int64_t groups, bool relu, bool allow_tf32, const py::object& allocate,
+                     std::uintptr_t stream_handle) {
+  const TensorView x_view = device_view_of(x, kOp, "x"), weight_view = device_view_of(weight, kOp, "weight");
+  const TensorView offset_view = device_view_of(offset, kOp, "offset");
+  const TensorView mask_view = device_view_of(mask, kOp, "mask", true);
+  const TensorView bias_view = device_view_of(bias, kOp, "bias", true);
+  const TensorView output_view = device_view_of(output, kOp, "output");
+  const int device = check_devices(kOp, {{"x", x_view},
+                                         {"weight", weight_view},
+                                         {"offset", offset_view},
+                                         {"mask", mask_view},
+                                         {"bias", bias_view},
+                                         {"output", output_view}});
+  DeformConv2dParams params = make_params(stride, padding, dilation, groups, relu);
+  params.allow_tf32 = allow_tf32;
+  deform_conv2d_shape(x_view, weight_view, offset_view, mask_view, bias_view, params);
+  const DeviceMemory memory(allocate,
+                            deform_conv2d_workspace_cuda(x_view, weight_view, offset_view, mask_view, params));
+  py::gil_scoped_release release;
+  deform_conv2d_cuda(x_view, weight_view, offset_view, mask_view, bias_view, params, memory.workspace(), output_view,
+                     stream_of(stream_handle, device));
+}
+
+// `gradients`: by x, weight, offset, mask, bias; None for those that are not wanted.
+void backward_on_cuda(const py::object& grad_output, const py::object& x, const py::object& weight,
+                      const py::object& offset, const py::object& mask, const std::array<py::object, 5>& gradients,
+                      const Pair& stride, const Pair& padding, const Pair& dilation, std::int64_t groups,
+                      bool allow_tf32, bool deterministic, const py::object& allocate, std::uintptr_t stream_handle) {
+  const TensorView grad_view = device_view_of(grad_output, kOp, "grad_output");
+  const TensorView x_view = device_view_of(x, kOp, "x"), weight_view = device_view_of(weight, kOp, "weight");
+  const TensorView offset_view = device_view_of(offset, kOp, "offset");
+  const TensorView mask_view = device_view_of(mask, kOp, "mask", true);
+  const DeformConv2dGradients views = {
+      device_view_of(gradients[0], kOp, "gradients[0]", true), device_view_of(gradients[1], kOp, "gradients[1]", true),
+      device_view_of(gradients[2], kOp, "gradients[2]", true), device_view_of(gradients[3], kOp, "gradients[3]", true),
+      device_view_of(gradients[4], kOp, "gradients[4]", true)};
+  const int device = check_devices(kOp, {{"x", x_view},
+                                         {"weight", weight_view},
+                                         {"offset", offset_view},
+                                         {"mask", mask_view},
+                                         {"grad_output", grad_view},
+                                         {"gradients[0]", views.x},
+                                         {"gradients[1]", views.weight},
+                                         {"gradients[2]", views.offset},
+                                         {"gradients[3]", views.mask},
+                                         {"gradients[4]", views.bias}});
+  DeformConv2dParams params = make_params(stride, padding, dilation, groups, false);
+  params.allow_tf32 = allow_tf32;
+  params.deterministic = deterministic;
+  deform_conv2d_shape(x_view, weight_view, offset_view, mask_view, {}, params);
+  const DeviceMemory memory(allocate, deform_conv2d_backward_workspace_cuda(grad_view, x_view, weight_view, offset_view,
+                                                                            mask_view, params, views));
+  py::gil_scoped_release release;
+  deform_conv2d_backward_cuda(grad_view, x_view, weight_view, offset_view, mask_view, params, memory.workspace(), views,
+                              stream_of(stream_handle, device));
+}
+#endif
+
 // Weights in the kernels' order, with what is needed to check and run a call.
 class PackedDeformConv2d {
  public:
@@ -175,6 +236,14 @@ void register_deform_conv2d(py::module_& module) {
              arg("padding"), arg("dilation"), arg("groups"), arg("relu"), arg("threads"));
   module.def("deform_conv2d_backward", &backward, arg("grad_output"), arg("x"), arg("weight"), arg("offset"),
              arg("mask"), arg("stride"), arg("padding"), arg("dilation"), arg("groups"), arg("needs"), arg("threads"));
+#ifdef CENTERMASK_HAS_CUDA
+  module.def("deform_conv2d_cuda", &forward_on_cuda, arg("x"), arg("weight"), arg("offset"), arg("mask"), arg("bias"),
+             arg("output"), arg("stride"), arg("padding"), arg("dilation"), arg("groups"), arg("relu"),
+             arg("allow_tf32"), arg("allocate"), arg("stream_handle"));
+  module.def("deform_conv2d_backward_cuda", &backward_on_cuda, arg("grad_output"), arg("x"), arg("weight"),
+             arg("offset"), arg("mask"), arg("gradients"), arg("stride"), arg("padding"), arg("dilation"),
+             arg("groups"), arg("allow_tf32"), arg("deterministic"), arg("allocate"), arg("stream_handle"));
+#endif
   py::class_<PackedDeformConv2d>(module, "PackedDeformConv2d")
       .def(py::init<const py::object&, const py::object&, const Pair&, const Pair&, const Pair&, std::int64_t, bool,
                     int>(),

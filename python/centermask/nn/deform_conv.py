@@ -1,172 +1,16 @@
-"""Deformable convolution for PyTorch: the core's kernels behind `torch.library`, and the modules around them.
-
-The operators are `torch.ops.centermask.deform_conv2d` and `torch.ops.centermask.deform_conv2d_backward`.
-"""
+"""Deformable convolution for PyTorch: the function and the modules. Importing this registers the operators."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from centermask import _core
 from centermask._ops_deform import as_pair, wants_relu
-
-_library: Any = torch.library.Library("centermask", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define(
-    "deform_conv2d(Tensor x, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, SymInt[2] stride, "
-    "SymInt[2] padding, SymInt[2] dilation, SymInt groups, str? activation) -> Tensor"
-)
-# An empty tensor stands for a gradient that is not wanted.
-_library.define(
-    "deform_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor offset, Tensor? mask, "
-    "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool[5] needs) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-
-
-def _numpy(tensor: Tensor | None) -> Any:
-    if tensor is None:
-        return None
-    if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"deform_conv2d: tensors must be float32 or float64 on the CPU, got {tensor.dtype} "
-            "(under torch.autocast half precision is computed in float32)"
-        )
-    return tensor.detach().resolve_neg().numpy()
-
-
-def _forward_cpu(
-    x: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str | None,
-) -> Tensor:
-    output = _core.deform_conv2d(
-        _numpy(x),
-        _numpy(weight),
-        _numpy(offset),
-        _numpy(mask),
-        _numpy(bias),
-        cast("tuple[int, int]", stride),
-        cast("tuple[int, int]", padding),
-        cast("tuple[int, int]", dilation),
-        groups,
-        wants_relu(activation),
-        torch.get_num_threads(),
-    )
-    return torch.from_numpy(output)
-
-
-def _backward_cpu(
-    grad_output: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    needs: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    gradients = _core.deform_conv2d_backward(
-        _numpy(grad_output),
-        _numpy(x),
-        _numpy(weight),
-        _numpy(offset),
-        _numpy(mask),
-        cast("tuple[int, int]", stride),
-        cast("tuple[int, int]", padding),
-        cast("tuple[int, int]", dilation),
-        groups,
-        cast("tuple[bool, bool, bool, bool, bool]", needs),
-        torch.get_num_threads(),
-    )
-    return tuple(x.new_empty(0) if gradient is None else torch.from_numpy(gradient) for gradient in gradients)
-
-
-_library.impl("deform_conv2d", _forward_cpu, "CPU")
-_library.impl("deform_conv2d_backward", _backward_cpu, "CPU")
-
-
-@torch.library.register_fake("centermask::deform_conv2d", lib=_library)  # type: ignore[untyped-decorator]
-def _forward_fake(
-    x: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str | None,
-) -> Tensor:
-    kernel = weight.shape[2:]
-    size = [(x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
-    return x.new_empty((x.shape[0], weight.shape[0], size[0], size[1]))
-
-
-@torch.library.register_fake("centermask::deform_conv2d_backward", lib=_library)  # type: ignore[untyped-decorator]
-def _backward_fake(
-    grad_output: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    needs: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    def like(tensor: Tensor | None, needed: bool) -> Tensor:
-        return tensor.new_empty(tensor.shape) if needed and tensor is not None else x.new_empty(0)
-
-    bias = x.new_empty(weight.shape[0] if needs[4] else 0)
-    return like(x, needs[0]), like(weight, needs[1]), like(offset, needs[2]), like(mask, needs[3]), bias
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, offset, mask, _, *ctx.geometry, activation = inputs
-    # Where relu has cut, the output is zero: that is all the backward pass needs to know of the activation.
-    ctx.save_for_backward(x, weight, offset, mask, output if activation == "relu" else None)
-
-
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, offset, mask, output = ctx.saved_tensors
-    if output is not None:
-        grad_output = grad_output * (output > 0)
-    needs = list(ctx.needs_input_grad[:5])
-    gradients = torch.ops.centermask.deform_conv2d_backward(grad_output, x, weight, offset, mask, *ctx.geometry, needs)
-    return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 5
-
-
-torch.library.register_autograd("centermask::deform_conv2d", _backward, setup_context=_setup_context, lib=_library)
-
-
-def _autocast_cpu(*args: Any) -> Tensor:
-    # The places of the samples need float32, also when the layers around compute in half precision.
-    def cast_up(arg: Any) -> Any:
-        return arg.float() if isinstance(arg, Tensor) and arg.dtype in (torch.float16, torch.bfloat16) else arg
-
-    with torch.autocast("cpu", enabled=False):
-        result: Tensor = torch.ops.centermask.deform_conv2d(*map(cast_up, args))
-    return result
-
-
-# By hand, since torch.library.register_autocast came only with PyTorch 2.7.
-_library.impl("deform_conv2d", _autocast_cpu, "AutocastCPU")
+from centermask.nn import _deform_conv_ops as _deform_conv_ops  # registers torch.ops.centermask
 
 
 def deform_conv2d(
@@ -185,15 +29,21 @@ def deform_conv2d(
     """Modulated deformable convolution (DCNv2, arXiv 1811.11168), differentiable by all five tensors.
 
     The same computation as `centermask.ops.deform_conv2d` and `torchvision.ops.deform_conv2d`; the order of arguments
-    differs from torchvision's. Runs on `torch.get_num_threads()` threads. Under CPU autocast it computes in, and
-    returns, float32.
+    differs from torchvision's. Runs on `torch.get_num_threads()` threads of the CPU, or on the current CUDA stream.
+
+    Under CPU autocast it computes in, and returns, float32. Under CUDA autocast x, weight and bias are taken in the
+    autocast dtype, and so is the result; offset and mask are taken in float32. float32 products on CUDA are computed
+    in TensorFloat-32 where `torch.backends.cudnn.allow_tf32` (PyTorch's default) says that convolutions may, and the
+    gradients are the same on every run where `torch.use_deterministic_algorithms(True)` asks for it. On CUDA the output
+    is channels-last if x is, which is the fastest, and so is the gradient by x.
 
     Args:
-        x: [N, C, H, W], float32 or float64.
+        x: [N, C, H, W], float32 or float64; on CUDA float32, float16 or bfloat16.
         weight: [Co, C/groups, kh, kw], dtype of x.
-        offset: [N, 2*offset_groups*kh*kw, Ho, Wo], (dy, dx) interleaved for each tap, in input pixels.
-        mask: [N, offset_groups*kh*kw, Ho, Wo], or None for ones.
-        bias: [Co] or None.
+        offset: [N, 2*offset_groups*kh*kw, Ho, Wo], (dy, dx) interleaved for each tap, in input pixels; dtype of x or
+            float32.
+        mask: [N, offset_groups*kh*kw, Ho, Wo], dtype of offset, or None for ones.
+        bias: [Co], dtype of x, or None.
         stride: int or (vertical, horizontal), as are padding and dilation.
         padding: see stride.
         dilation: see stride.
@@ -206,6 +56,7 @@ def deform_conv2d(
     Raises:
         ValueError: shapes that do not fit each other.
         TypeError: dtypes that do not.
+        NotImplementedError: tensors on a CUDA device, and a core that was built without CUDA.
     """
     wants_relu(activation)
     result: Tensor = torch.ops.centermask.deform_conv2d(

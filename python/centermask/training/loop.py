@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from centermask.nn.model import CenterMask
 from centermask.training.augment import TrainTransform
+from centermask.training.average import WeightAverage
 from centermask.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -30,6 +30,7 @@ from centermask.training.checkpoint import (
 from centermask.training.coco_reader import read_json
 from centermask.training.data import CocoDataset, load_datasets, repeat_factors
 from centermask.training.loader import TrainBatch, make_loader
+from centermask.training.mixing import MixOptions
 from centermask.training.objective import LossTask, Objective, default_model_config, first_bad_layer
 from centermask.training.settings import TrainConfig
 
@@ -49,12 +50,12 @@ def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> f
     return warm * (0.1 ** ((done >= 2 / 3) + (done >= 8 / 9)))
 
 
-def parameter_groups(model: CenterMask, config: TrainConfig, rate: float) -> list[dict[str, Any]]:
+def parameter_groups(objective: Objective, config: TrainConfig, rate: float) -> list[dict[str, Any]]:
     """Weights with decay; norms and biases without; each split by whether it belongs to the backbone."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in objective.named_parameters():
         if parameter.requires_grad:
-            key = (name.startswith("backbone."), parameter.ndim > 1)
+            key = (name.startswith("model.backbone."), parameter.ndim > 1)
             groups.setdefault(key, []).append(parameter)
     return [
         {
@@ -131,19 +132,25 @@ class Trainer:
             self._init_from(Path(config.init_from))
         self.frozen = freeze_backbone(self.model, config.freeze_stages)
         rate = config.learning_rate * config.batch_size / 16
-        optimizer = torch.optim.AdamW(parameter_groups(self.model, config, rate), lr=rate)
-        self.rates = [group["lr"] for group in optimizer.param_groups]
         self.objective = Objective(self.model, config)
+        optimizer = torch.optim.AdamW(parameter_groups(self.objective, config, rate), lr=rate)
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        if self.fabric.device.type == "cuda":
+            # What cuDNN's tensor-core kernels and ours read without a copy.
+            self.objective.to(memory_format=torch.channels_last)
+            torch.backends.cudnn.benchmark = True
         if config.compile:
             self.objective.compile_dense()
         self.wrapped, self.optimizer = self.fabric.setup(self.objective, optimizer)
-        self.average = self._average() if config.ema > 0 else None
+        self.average = WeightAverage(self.model, config.ema) if config.ema > 0 else None
+        mixes = config.mosaic > 0 or config.copy_paste > 0
         self.loader, self.sampler = make_loader(
             self.data,
-            TrainTransform(config.size, scale=config.scale),
+            TrainTransform(config.size, scale=config.scale, aspect=config.aspect, rotation=config.rotation),
             batch_size=config.batch_size // self.fabric.world_size,
             seed=config.seed,
             workers=config.workers,
+            mixing=MixOptions(config.mosaic, copy_paste=config.copy_paste) if mixes else None,
             factors=self._factors(),
             rank=self.fabric.global_rank,
             world_size=self.fabric.world_size,
@@ -180,20 +187,6 @@ class Trainer:
             factors = factors * np.array(self.config.data_weights)[[r.source for r in self.data.records]]
         return factors
 
-    def _average(self) -> AveragedModel:
-        decay = self.config.ema
-
-        def ramped(averaged: Any, current: Any, count: Tensor | int) -> None:
-            # Young averages forget quickly, so that the random start does not linger for thousands of steps.
-            keep = min(decay, (1 + int(count)) / (10 + int(count)))
-            if averaged[0].is_floating_point():
-                torch._foreach_mul_(averaged, keep)
-                torch._foreach_add_(averaged, current, alpha=1 - keep)
-            else:
-                torch._foreach_copy_(averaged, current)  # counters of batches
-
-        return AveragedModel(self.model, multi_avg_fn=ramped, use_buffers=True)
-
     def _init_from(self, path: Path) -> None:
         checkpoint = load_checkpoint(path)
         target = self.model.state_dict()
@@ -217,7 +210,8 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "weights": self.model.state_dict(),
-            "averaged": int(self.average.n_averaged) if self.average is not None else 0,
+            "auxiliary": self.objective.semantic.state_dict() if self.objective.semantic is not None else {},
+            "averaged": self.average.count if self.average is not None else 0,
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
             "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()},
@@ -243,10 +237,12 @@ class Trainer:
         for name, (before, now) in self.config.differences(state["settings"]).items():
             logger.warning("%s was %s and is now %s: the run goes on, but not as if never stopped", name, before, now)
         self.model.load_state_dict(state["weights"])
+        if self.objective.semantic is not None and state.get("auxiliary"):
+            self.objective.semantic.load_state_dict(state["auxiliary"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.module.load_state_dict(checkpoint.model)
-            self.average.n_averaged.fill_(state["averaged"])
+            self.average.count = state["averaged"]
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
@@ -338,31 +334,23 @@ class Trainer:
         count = torch.tensor(float(len(batch.labels)), device=self.fabric.device)
         normaliser = self.fabric.all_reduce(count, reduce_op="mean")
         terms = self.wrapped(LossTask(batch, self.generator, torch.as_tensor(normaliser).clamp(min=1.0)))
-        total = torch.stack(list(terms.values())).sum()
-        if not bool(total.isfinite()):
+        self.fabric.backward(torch.stack(list(terms.values())).sum())
+        self.fabric.strategy.precision.unscale_gradients(self.optimizer)
+        gradients = [p.grad for p in self.wrapped.parameters() if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        # The one place where the CPU waits for a GPU: everything before it has been queued, everything after is short.
+        *values, norm_value = torch.stack([*(term.detach() for term in terms.values()), norm]).tolist()
+        # In fp16 the loss is scaled, and the scaler leaves out a step whose gradients overflow.
+        if not all(map(math.isfinite, values)) or not (math.isfinite(norm_value) or config.precision == "fp16"):
             self._explain(terms, batch)
-        self.fabric.backward(total)
-        try:
-            clipped = self.fabric.clip_gradients(
-                self.wrapped,
-                self.optimizer,
-                max_norm=config.clip or math.inf,
-                # In fp16 the loss is scaled, and the scaler leaves out a step that overflows.
-                error_if_nonfinite=config.precision != "fp16",
-            )
-        except RuntimeError as error:  # raised before the norm has spread to all gradients
-            if "non-finite" not in str(error):
-                raise
-            self._explain(terms, batch)
-            raise
-        norm = float(clipped) if clipped is not None else math.nan
+        if 0 < config.clip < norm_value:
+            torch._foreach_mul_(gradients, config.clip / norm_value)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
         self.step += 1
-        values = {name: float(value.detach()) for name, value in terms.items()}
-        return {**values, "total": sum(values.values()), "norm": norm}
+        return {**dict(zip(terms, values, strict=True)), "total": sum(values), "norm": norm_value}
 
     def _explain(self, terms: Mapping[str, Tensor], batch: TrainBatch) -> None:
         bad = [name for name, value in terms.items() if not bool(value.isfinite())]

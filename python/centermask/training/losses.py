@@ -34,6 +34,24 @@ def focal_loss(
     return (loss if weight is None else loss * weight).sum()
 
 
+def binary_focal_loss(
+    logits: Tensor, target: Tensor, weight: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """RetinaNet's focal loss (Lin et al. 2017) against shares of coverage; a scalar sum.
+
+    Args:
+        logits: [N,C,H,W].
+        target: [N,C,H,W] in 0..1.
+        weight: [N,C,H,W], 0 for cells that do not count.
+        alpha: Weight of what is covered; 1 - alpha of what is not.
+        gamma: Exponent of the modulating factor.
+    """
+    p = torch.sigmoid(logits)
+    covered = alpha * target * (1 - p) ** gamma * F.logsigmoid(logits)
+    free = (1 - alpha) * (1 - target) * p**gamma * F.logsigmoid(-logits)
+    return -((covered + free) * weight).sum()
+
+
 def giou_loss(boxes: Tensor, target: Tensor) -> Tensor:
     """1 - generalised IoU (Rezatofighi et al. 2019) of paired boxes [P,4] xyxy -> [P]."""
     left_top = torch.maximum(boxes[:, :2], target[:, :2])

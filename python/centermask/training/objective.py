@@ -10,12 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from centermask.config import STRIDE, ModelConfig
-from centermask.nn.heads import gather_rows
+from centermask.nn.heads import HEATMAP_BIAS, Head, gather_rows
 from centermask.nn.model import CenterMask, DenseOutputs, decode_size, dynamic_mask_logits, shape_mask_probability
 from centermask.training.loader import TrainBatch
-from centermask.training.losses import box_region, dice_loss, focal_loss, giou_loss
+from centermask.training.losses import binary_focal_loss, box_region, dice_loss, focal_loss, giou_loss
 from centermask.training.settings import TrainConfig
-from centermask.training.targets import Positives, heatmap_targets, jitter_boxes, sample_positives
+from centermask.training.targets import (
+    Positives,
+    heatmap_targets,
+    jitter_boxes,
+    sample_positives,
+    semantic_targets,
+)
 
 MASK_REGION_MARGIN = 0.25
 """Masks are learned inside the box grown by this much: more than the Predictor's margin, so that its rim is learned."""
@@ -71,6 +77,11 @@ class Objective(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1), persistent=False)
         self.dense = model.forward
+        self.semantic: Head | None = None
+        if config.aux_weight > 0:
+            # It learns with the model and is thrown away after.
+            channels, hidden = model.config.neck_channels[-1], model.config.head_channels
+            self.semantic = Head(channels, hidden, len(model.config.class_names), bias=HEATMAP_BIAS)
 
     def compile_dense(self) -> None:
         """Compiles the dense part; the losses, whose shapes change with each batch, stay as they are."""
@@ -108,6 +119,11 @@ class Objective(nn.Module):
             "heatmap": config.heatmap_weight * heatmap,
             "box": config.box_weight * self.box_loss(patches, cells, boxes[cells.instance]) / normaliser,
         }
+        if self.semantic is not None:
+            covered = semantic_targets(batch.masks, batch.labels, batch.batch_index, (*shape,))
+            weight = heatmap_weights(batch, covered)
+            loss = binary_focal_loss(self.semantic(dense.features), covered, weight)
+            terms["semantic"] = config.aux_weight * loss / covered.sum().clamp(min=1.0)
         if dense.mask_features is not None:
             some = min(config.mask_samples, config.box_samples)
             keep = torch.arange(len(cells.instance), device=boxes.device).view(-1, config.box_samples)
@@ -204,4 +220,4 @@ def default_model_config(
     else:
         config_name = config.model  # from_name says what is wrong with it
     model = ModelConfig.from_name(config_name, class_names=class_names, category_ids=category_ids)
-    return replace(model, preprocess=replace(model.preprocess, size=config.size))
+    return replace(model, top_k=config.top_k, preprocess=replace(model.preprocess, size=config.size))

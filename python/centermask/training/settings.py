@@ -55,8 +55,14 @@ class TrainConfig:
     heatmap_weight: float = option(1.0, "weight of the heatmap loss")
     box_weight: float = option(3.0, "weight of the box loss")
     mask_weight: float = option(3.0, "weight of the mask loss")
+    aux_weight: float = option(0.0, "weight of an auxiliary loss: which class covers each cell (CondInst); 0 for none")
+    top_k: int = option(100, "most instances in one picture that the model gives")
 
     scale: tuple[float, float] = option((0.6, 1.3), "range of the crop's side as a share of the picture's longer side")
+    aspect: float = option(1.0, "largest random change of the aspect ratio, as a factor; 1 for none")
+    rotation: float = option(0.0, "largest random rotation in degrees; 0 for none")
+    mosaic: float = option(0.0, "probability that a sample is made of four pictures")
+    copy_paste: float = option(0.0, "probability that objects of another picture are pasted into a sample")
     data_weights: tuple[float, ...] = option((), "how often to show each data set's pictures; default: once an epoch")
     repeat_threshold: float = option(0.0, "repeat pictures of classes rarer than this share (LVIS); 0 for off")
     workers: int = option(2, "processes that load pictures")
@@ -74,7 +80,16 @@ class TrainConfig:
             value = getattr(self, name)
             if choices and value not in choices and not (optional and value is None):
                 raise ValueError(f"train: {name} must be one of {choices}, got {value!r}")
-        for name in ("epochs", "batch_size", "box_samples", "mask_samples", "mask_limit", "eval_every", "devices"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "box_samples",
+            "mask_samples",
+            "mask_limit",
+            "eval_every",
+            "devices",
+            "top_k",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"train: {name} must be at least 1, got {getattr(self, name)}")
         if self.size < 64 or self.size % 32:
@@ -86,7 +101,7 @@ class TrainConfig:
         for name in ("learning_rate", "save_minutes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train: {name} must be positive, got {getattr(self, name)}")
-        for name in ("clip", "warmup_steps", "freeze_stages", "mask_jitter", "weight_decay"):
+        for name in ("clip", "warmup_steps", "freeze_stages", "mask_jitter", "weight_decay", "aux_weight", "rotation"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train: {name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:

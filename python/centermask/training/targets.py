@@ -74,6 +74,28 @@ def heatmap_targets(
     return heatmap.view(shape)
 
 
+def semantic_targets(masks: Tensor, labels: Tensor, batch_index: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """How far each cell is covered by each class: the maximum over its instances.
+
+    Args:
+        masks: uint8 [T,H,W], covered share in 0..255.
+        labels: [T] class.
+        batch_index: [T] picture.
+        shape: (N, C, H, W).
+
+    Returns:
+        [N,C,H,W] float32 in 0..1.
+    """
+    batch, classes, height, width = shape
+    covered = torch.zeros(batch * classes, height, width, device=masks.device)
+    for start in range(0, masks.shape[0], CHUNK):
+        some = slice(start, start + CHUNK)
+        share = masks[some].float() / 255
+        plane = (batch_index[some] * classes + labels[some])[:, None, None].expand_as(share)
+        covered.scatter_reduce_(0, plane, share, "amax")
+    return covered.view(shape)
+
+
 def _gaussians(boxes: Tensor, height: int, width: int, rule: Radius) -> Tensor:
     """The bump of each box [T,4] on the whole map: [T,H,W]."""
     x, y = center_cells(boxes, height, width)

@@ -1,0 +1,250 @@
+"""Why trainings of this line did not converge: the old settings, one at a time, on the same data and seeds.
+
+    python benchmarks/convergence.py DATA [--out DIR] [--seeds 3] [--parallel 1] [--steps 1000] [--plot FILE.png]
+
+`shipped` is centermask's recipe without the average of weights, so that every run is judged as it is. The names below
+it put one old setting in its place; `old` has all of them, and `old-but-X` all but X. A run ends where a loss or a
+gradient stops being finite. Prints a table and leaves OUT/<name>-<seed>.json with the losses on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from study import rows, run_all
+from torch import Tensor, nn
+
+from centermask.nn.deform_conv import DeformConvPack
+from centermask.nn.model import CenterMask
+from centermask.training import objective as objective_module
+from centermask.training.augment import TrainTransform
+from centermask.training.checkpoint import load_checkpoint
+from centermask.training.data import load_datasets
+from centermask.training.evaluate import evaluate_model
+from centermask.training.loader import make_loader
+from centermask.training.loop import learning_rate_factor
+from centermask.training.objective import LossTask, Objective, default_model_config
+from centermask.training.settings import TrainConfig
+
+BATCH = 8
+OLD: dict[str, Any] = {
+    "one-sided-clamp": {"focal": "one-sided"},
+    "one-sided-clamp-fp16": {"focal": "one-sided-fp16"},
+    "random-offsets": {"offsets": "random"},
+    "padding-0": {"padding": 0},
+    "rate-of-batch-128": {"rate": "unscaled"},
+    "sgd-0.02": {"rate": "sgd"},
+    "no-warm-up": {"warmup": 0},
+    "no-clipping": {"clip": 0.0},
+}
+ALL_OLD = {"focal": "one-sided", "offsets": "random", "padding": 0, "rate": "sgd", "warmup": 0, "clip": 0.0}
+SHIPPED = {
+    "neck": "dcn",
+    "focal": "logits",
+    "offsets": "zero",
+    "padding": 1,
+    "rate": "scaled",
+    "warmup": 100,
+    "clip": 10.0,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "shipped": {},
+    "shipped-conv": {"neck": "conv"},
+    "shipped-no-lateral": {"lateral": False},  # what padding-0 is to be compared with: its maps fit no lateral
+    **OLD,
+    "old": ALL_OLD,
+    **{f"old-but-{key}": {k: v for k, v in ALL_OLD.items() if k != key} for key in ALL_OLD},
+}
+
+
+def one_sided_focal(dtype: torch.dtype, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The focal loss on probabilities that are kept from 0 but not from 1, as CenterNet's ports had it."""
+    p = torch.sigmoid(logits.to(dtype)).float().clamp(min=1e-4)
+    positive = (target == 1).float()
+    loss = -positive * (1 - p) ** 2 * p.log() - (1 - positive) * (1 - target) ** 4 * p**2 * (1 - p).log()
+    return (loss if weight is None else loss * weight).sum()
+
+
+def build(settings: dict[str, Any], config: TrainConfig, classes: Any, init_from: str) -> CenterMask:
+    """The model with its neck as the settings say."""
+    no_lateral = settings["padding"] == 0 or not settings.get("lateral", True)
+    model_config = default_model_config(config, *classes)
+    # Squares, so that a neck that loses cells at each stage is not left with none on a narrow picture.
+    model_config = replace(model_config, preprocess=replace(model_config.preprocess, policy="fixed"))
+    if no_lateral:
+        model_config = replace(model_config, lateral=False)
+    model = CenterMask(model_config, pretrained=not init_from)
+    if init_from:
+        weights = {k: v.float() for k, v in load_checkpoint(init_from).model.items() if k.startswith("backbone.")}
+        model.load_state_dict(weights, strict=False)
+    for module in model.neck.modules():
+        if isinstance(module, DeformConvPack):
+            if settings["offsets"] == "random":
+                nn.init.kaiming_normal_(module.conv_offset.weight)
+            pad = (settings["padding"],) * 2
+            module.padding, module.conv_offset.padding = pad, pad
+    return model
+
+
+def make_optimizer(kind: str, model: CenterMask) -> torch.optim.Optimizer:
+    """AdamW at our rate scaled to the batch or left as for 128 pictures, or SGD at CenterNet-better's 0.02."""
+    if kind == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
+    return torch.optim.AdamW(model.parameters(), lr=1e-3 / 16 * (BATCH if kind == "scaled" else 128), weight_decay=0.02)
+
+
+def run(arguments: argparse.Namespace, name: str, seed: int, out: Path) -> dict[str, Any]:
+    """One run of `steps` steps."""
+    settings = {**SHIPPED, **CASES[name]}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(seed)
+    config = TrainConfig(model=f"lite0-{settings['neck']}-dynamic", size=arguments.size, batch_size=BATCH)
+    data = load_datasets([arguments.data], "train", max_side=2 * arguments.size)
+    data.fill_cache()
+    model = build(settings, config, (tuple(data.class_names), tuple(data.category_ids)), arguments.init_from)
+    model.to(device)
+    objective = Objective(model, config).to(device).train()
+    ours = objective_module.focal_loss
+    if settings["focal"] != "logits":
+        dtype = torch.float16 if settings["focal"].endswith("fp16") else torch.float32
+        objective_module.focal_loss = partial(one_sided_focal, dtype)
+    try:
+        figures = train(settings, objective, data, seed, arguments, device)
+    finally:
+        objective_module.focal_loss = ours
+    if figures["broke_at"] is None:
+        val = load_datasets([arguments.data], "val", classes=data.class_names)
+        result = evaluate_model(model.eval(), val)
+        figures |= {key: result[key] for key in ("mask_ap", "mask_ap50", "box_ap", "box_ap50")}
+    return {**figures, "settings": settings, "device": device.type, "size": arguments.size, "batch": BATCH}
+
+
+def train(
+    settings: dict[str, Any],
+    objective: Objective,
+    data: Any,
+    seed: int,
+    arguments: argparse.Namespace,
+    device: torch.device,
+) -> dict[str, Any]:
+    optimizer = make_optimizer(settings["rate"], objective.model)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    transform = TrainTransform(arguments.size)
+    loader, sampler = make_loader(data, transform, batch_size=BATCH, seed=seed, workers=arguments.workers)
+    generator = torch.Generator(device)
+    generator.manual_seed(seed)
+    course: list[dict[str, float]] = []
+    step = 0
+    while step < arguments.steps:
+        sampler.set_epoch(step // len(loader))
+        for batch in loader:
+            if step == arguments.steps:
+                break
+            factor = learning_rate_factor(step, arguments.steps, settings["warmup"], "cosine")
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            batch = batch.to(device)
+            count = torch.tensor(max(1.0, float(len(batch.labels))), device=device)
+            terms = objective(LossTask(batch, generator, count))
+            torch.stack(list(terms.values())).sum().backward()
+            norm = nn.utils.clip_grad_norm_(objective.parameters(), settings["clip"] or math.inf)
+            values = {key: float(value.detach()) for key, value in terms.items()} | {"norm": float(norm)}
+            if not all(map(math.isfinite, values.values())):
+                bad = [key for key, value in values.items() if not math.isfinite(value)]
+                return {"broke_at": step, "broken": bad, "course": course}
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 10 == 0:
+                course.append({"step": step, **values})
+            step += 1
+    return {"broke_at": None, "course": course}
+
+
+def table(out: Path) -> str:
+    """Per case: in how many runs a value broke, AP of each seed, losses at the end."""
+    found = rows(out)
+    good = [row["mask_ap"] for row in found if row["name"] == "shipped"]
+    half = median(good) / 2 if good else 0.0
+    lines = [
+        "| case | broke | stalled | mask AP of each seed | box AP | heatmap loss at the end |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in CASES:
+        mine = [row for row in found if row["name"] == name]
+        if not mine:
+            continue
+        broke = [str(row["broke_at"]) for row in mine if row["broke_at"] is not None]
+        whole = [row for row in mine if row["broke_at"] is None]
+        stalled = sum(row["mask_ap"] < half for row in whole)
+        aps = ", ".join(f"{row['mask_ap']:.3f}" for row in whole) or "-"
+        boxes = f"{median(row['box_ap'] for row in whole):.3f}" if whole else "-"
+        ends = [median(point["heatmap"] for point in row["course"][-10:]) for row in whole]
+        end = f"{median(ends):.2f}" if ends else "-"
+        text = f"{len(broke)} of {len(mine)}" + (f" (step {', '.join(broke)})" if broke else "")
+        lines.append(f"| {name} | {text} | {stalled} of {len(mine)} | {aps} | {boxes} | {end} |")
+    return "\n".join(lines)
+
+
+def plot(out: Path, path: Path) -> None:
+    """The total loss of the first seed of the shipped recipe, of each old setting and of all of them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 5))
+    for row in rows(out):
+        if row["seed"] == 0 and not row["name"].startswith("old-but"):
+            steps = [point["step"] for point in row["course"]]
+            total = [sum(v for k, v in point.items() if k in ("heatmap", "box", "mask")) for point in row["course"]]
+            smooth = [median(total[max(0, i - 4) : i + 5]) for i in range(len(total))]
+            (line,) = axes.plot(steps, smooth, label=row["name"], linewidth=2.5 if row["name"] == "shipped" else 1.2)
+            if row["broke_at"] is not None and steps:
+                axes.plot(steps[-1], smooth[-1], "x", color=line.get_color(), markersize=10)
+    axes.set(xlabel="step", ylabel="loss (median over 90 steps); x: not finite any more", yscale="log")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/convergence"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="CPU threads of each run")
+    parser.add_argument("--init-from", default="", help="checkpoint with the backbone's weights, for ImageNet's")
+    parser.add_argument("--only", choices=list(CASES), nargs="+", default=list(CASES))
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after that time")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--table", action="store_true", help="print the table of what is there, and run nothing")
+    arguments = parser.parse_args()
+    jobs = [(name, seed) for seed in range(arguments.seeds) for name in arguments.only]
+    whole = run_all(
+        partial(run, arguments),
+        [] if arguments.table else jobs,
+        arguments.out,
+        parallel=arguments.parallel,
+        threads=arguments.threads,
+        minutes=arguments.minutes,
+    )
+    print(table(arguments.out))
+    if arguments.plot:
+        plot(arguments.out, arguments.plot)
+    return 0 if whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

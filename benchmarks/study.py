@@ -1,0 +1,79 @@
+"""Many training runs, several at a time, each leaving one JSON file; what is there already is not made again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Run = Callable[[str, int, Path], dict[str, Any]]
+"""(name, seed, folder for the run's files) -> its figures."""
+
+
+def run_all(
+    run: Run, jobs: Sequence[tuple[str, int]], out: Path, *, parallel: int, threads: int | None, minutes: float
+) -> bool:
+    """Makes the runs that OUT does not hold yet.
+
+    Args:
+        run: Picklable.
+        jobs: In the order in which they are begun.
+        out: Gets `<name>-<seed>.json`, written when the run is over.
+        parallel: Processes.
+        threads: CPU threads of each.
+        minutes: No run is begun after this time.
+
+    Returns:
+        Whether none failed. A run that fails is reported and the others go on.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    lock, place = context.Lock(), context.Value("i", 0, lock=False)
+    arguments = (run, list(jobs), out, lock, place, threads, time.time() + 60 * minutes)
+    processes = [context.Process(target=_work, args=arguments) for _ in range(parallel)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return not any(process.exitcode for process in processes)
+
+
+def _work(
+    run: Run, jobs: list[tuple[str, int]], out: Path, lock: Any, place: Any, threads: int | None, end: float
+) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+    failed = False
+    while time.time() < end:
+        with lock:
+            number = place.value
+            place.value += 1
+        if number >= len(jobs):
+            break
+        name, seed = jobs[number]
+        path = out / f"{name}-{seed}.json"
+        if path.exists():
+            continue
+        started = time.monotonic()
+        try:
+            row = run(name, seed, out / f"{name}-{seed}")
+        except Exception:
+            traceback.print_exc()
+            failed = True
+            continue
+        row = {"name": name, "seed": seed, "seconds": time.monotonic() - started, "torch": torch.__version__, **row}
+        temporary = path.with_suffix(".part")
+        temporary.write_text(json.dumps(row, indent=1))
+        temporary.replace(path)
+    raise SystemExit(int(failed))
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """All runs that are there, by name and seed."""
+    return [json.loads(path.read_text()) for path in sorted(out.glob("*-[0-9]*.json"))]
