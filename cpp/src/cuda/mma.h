@@ -29,11 +29,9 @@ namespace centermask::cuda {
 
 // The value, such that what follows from it is computed where it is used and not before the loop around: for what is
 // needed seldom, and would hold registers all the time.
-template <class T>
-__device__ __forceinline__ T computed_here(T value) {
+__device__ __forceinline__ unsigned computed_here(unsigned value) {
 #if !defined(CENTERMASK_CUDA_EMULATED)
-  static_assert(sizeof(T) == 8, "a 64-bit register");
-  asm volatile("" : "+l"(value));
+  asm volatile("" : "+r"(value));
 #endif
   return value;
 }

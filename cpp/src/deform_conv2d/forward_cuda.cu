@@ -189,7 +189,7 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
   for (int i = 0; i < 4; ++i) p.stride[i] = weight.stride[i];
   p.vectors = plan.packed_bytes / kVectorBytes;
   p.group_out = a.group_out, p.out_blocks = a.out_blocks, p.columns = plan.tile.channels;
-  p.steps = a.steps, p.segment_channels = a.segment_channels, p.chunks = a.chunks;
+  p.steps = a.steps, p.segments = a.segments, p.segment_channels = a.segment_channels, p.chunks = a.chunks;
   p.taps = a.taps, p.table_taps = a.table_taps, p.kernel_w = a.kernel_w;
   const dim3 grid = grid_1d(p.vectors + 1), block(kPrepareThreads, 1, 1);
   if (plan.kernel == Kernel::kSimt) {

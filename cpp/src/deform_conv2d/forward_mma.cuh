@@ -147,11 +147,8 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
   const int thread = static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.x % 32);
   const int warp = static_cast<int>(threadIdx.x / 32);
   const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM;
-  const int blocks_of_tile = a.groups * a.out_blocks;
-  const std::int64_t tile = blockIdx.x / blocks_of_tile;
-  const int group_block = static_cast<int>(blockIdx.x - tile * blocks_of_tile);
-  const int group = group_block / a.out_blocks, out_block = group_block - group * a.out_blocks;
   const int split = static_cast<int>(blockIdx.y);
+  const Work work(a, blockIdx.x);
   const std::int64_t first_step = a.steps * split / a.splits;
   int steps_left = static_cast<int>(a.steps * (split + 1) / a.splits - first_step);
 
@@ -162,9 +159,10 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
     for (int m = 0; m < kTilesM; ++m) sums[n][m][0] = sums[n][m][1] = sums[n][m][2] = sums[n][m][3] = 0;
   }
 
-  Cursor next;
+  Cursor next(a, work.group, first_step);
+  find_places<V, kM, kThreads, 5>(a, kTile, work.tile, next, places);
   const unsigned char* packed =
-      static_cast<const unsigned char*>(a.packed) + (group_block * a.steps + first_step) * kBBytes;
+      static_cast<const unsigned char*>(a.packed) + (work.group_block * a.steps + first_step) * kBBytes;
   const auto load_weights = [&](int stage) {
     unsigned char* to = weights + stage * kBBytes;
 #pragma unroll
@@ -185,7 +183,7 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
   const auto start_samples = [&](bool wanted) {
     const int vector = next.chunk * kChunkVectors + my_vector;
     pixels = wanted && vector < a.segment_vectors
-                 ? static_cast<const uint4*>(a.x) + (group * a.segments + next.segment) * a.segment_vectors + vector
+                 ? static_cast<const uint4*>(a.x) + next.segment * a.segment_vectors + vector
                  : nullptr;
     entry = next.tap * kM + my_row;
   };
@@ -196,8 +194,6 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
     *reinterpret_cast<uint4*>(my_samples + to * kABytes + i * (kRowStep / 8) * kRowsBytes) = Type::operand(values);
   };
 
-  next.start(a, first_step);
-  find_places<V, kM, kThreads, 5>(a, kTile, tile, next.offset_group(a, group), next.first_tap, next.block_taps, places);
   load_weights(0);
   __syncthreads();
   start_samples(true);
@@ -214,8 +210,7 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
     if (more && next.advance(a)) {
       __syncthreads();  // the table was read for the samples of this step
       // Seldom, and with few registers left.
-      find_places<V, kM, kThreads, 1>(a, kTile, cuda::computed_here(tile), next.offset_group(a, group), next.first_tap,
-                                      next.block_taps, places);
+      find_places<V, kM, kThreads, 1>(a, kTile, Work(a, cuda::computed_here(blockIdx.x)).tile, next, places);
     }
     cuda::cp_async_wait<0>();
     __syncthreads();  // this step's operands are there; nobody reads the last one's
@@ -269,6 +264,7 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
     stage ^= 1;
   }
 
+  const Work done(a, cuda::computed_here(blockIdx.x));
   if (a.partial != nullptr) {
     // Lane 4*g + t holds channels g and g+8 and positions 2t and 2t+1 of each 16 x 8 tile.
 #pragma unroll
@@ -276,10 +272,11 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int row = (warp_m * kTilesM + m) * 8 + lane % 4 * 2 + j;
-        float* const to = a.partial +
-                          ((static_cast<std::int64_t>(split) * a.tiles + tile) * kM + row) *
-                              (static_cast<std::int64_t>(blocks_of_tile) * kN) +
-                          group_block * kN + warp_n * kTilesN * 16 + lane / 4;
+        float* const to =
+            a.partial +
+            ((static_cast<std::int64_t>(cuda::computed_here(blockIdx.y)) * a.tiles + done.tile) * kM + row) *
+                (static_cast<std::int64_t>(a.groups * a.out_blocks) * kN) +
+            done.group_block * kN + warp_n * kTilesN * 16 + lane / 4;
 #pragma unroll
         for (int n = 0; n < kTilesN; ++n) {
           to[n * 16] = sums[n][m][j];
@@ -288,7 +285,8 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
       }
     }
   } else {
-    write_tile<V, kM, kN, kWarpsM, kWarpsN, 2 * (kABytes + kBBytes)>(a, kTile, tile, group, out_block, memory, sums);
+    write_tile<V, kM, kN, kWarpsM, kWarpsN, 2 * (kABytes + kBBytes)>(a, kTile, done.tile, done.group, done.out_block,
+                                                                     memory, sums);
   }
 }
 

@@ -57,7 +57,7 @@ struct PackArguments {
   void* to;
   std::int64_t vectors, steps;  // vectors of 16 bytes in all; steps of K
   std::int32_t group_out, out_blocks, columns;
-  std::int32_t segment_channels, chunks, taps, table_taps, kernel_w;
+  std::int32_t segments, segment_channels, chunks, taps, table_taps, kernel_w;
 };
 
 // One vector of the packed weights a thread. For mma in the order that forward_mma.cuh describes; for SIMT a tile is
@@ -76,9 +76,8 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
   const int inside = static_cast<int>(index - tile * tile_vectors);
   const int group_block = static_cast<int>(tile / a.steps);
   const int group = group_block / a.out_blocks, out_block = group_block - group * a.out_blocks;
-  Cursor at;
-  at.start(a, tile - group_block * a.steps);
-  const int tap = at.first_tap + at.tap, chunk = at.chunk, segment = at.segment;
+  const Cursor at(a, group, tile - group_block * a.steps);
+  const int tap = at.first_tap + at.tap, chunk = at.chunk, segment = at.segment - group * a.segments;
 
   alignas(16) V values[kElements];
 #pragma unroll
