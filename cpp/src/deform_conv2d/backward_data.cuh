@@ -108,7 +108,7 @@ struct Scatter {
                                        float scale) {
     // Both fit 32 bits (plan_backward checks it).
     const int next = static_cast<int>(a.pixel_stride), down = a.geometry.width * next;
-    constexpr int kAtOnce = sizeof(T) == 2 ? 4 : 1;  // corners whose loads are under way together
+    constexpr int kAtOnce = sizeof(T) == 2 ? 4 : 2;  // corners whose loads are under way together
 #pragma unroll
     for (int i = 0; i < 8; i += kAtOnce) {
       const int r = i / 4;
@@ -168,7 +168,7 @@ struct Scatter {
 };
 
 template <class T, Math kMath, bool kAll>
-__global__ void __launch_bounds__(kDataThreads, kAll && sizeof(T) == 2 ? 4 : 3)
+__global__ void __launch_bounds__(kDataThreads, !kAll ? 3 : sizeof(T) == 2 ? 4 : 2)
     backward_data_kernel(const DataArguments a) {
   CENTERMASK_DYNAMIC_SHARED(memory);
   DataShared& shared = *reinterpret_cast<DataShared*>(memory);
