@@ -73,12 +73,13 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit) {
   std::int64_t splits = blocks == 0 ? 1 : multiprocessors * (tile.blocks_per_sm > 1 ? 2 : 1) / blocks;
   if (splits > a.steps / 6) splits = a.steps / 6;
   if (splits > 16) splits = 16;
+  if (static_cast<std::int64_t>(a.groups) * a.out_blocks * tile.channels > 65535 * 32) splits = 1;  // the sum's grid
   a.splits = static_cast<std::int32_t>(splits < 1 ? 1 : splits);
   if (a.splits > 1) {
     plan.partial_bytes = a.splits * a.tiles * tile.positions * a.groups * a.out_blocks * tile.channels *
                          static_cast<std::int64_t>(sizeof(float));
   }
-  if (blocks > kMaxInt) fail(ErrorKind::kUnsupported, kOp, ": the output is too large for one launch");
+  if (blocks > kMaxInt || a.steps > kMaxInt) fail(ErrorKind::kUnsupported, kOp, ": too large for one launch");
 }
 
 Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
@@ -151,7 +152,7 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
 }
 
 std::size_t workspace_bytes(const Plan& plan) {
-  return static_cast<std::size_t>(align_up(plan.x_bytes, kAlign) + align_up(plan.packed_bytes, kAlign) +
+  return static_cast<std::size_t>(align_up(plan.x_bytes, kAlign) + align_up(plan.packed_bytes + kVectorBytes, kAlign) +
                                   align_up(plan.partial_bytes, kAlign));
 }
 
@@ -188,9 +189,9 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
   for (int i = 0; i < 4; ++i) p.stride[i] = weight.stride[i];
   p.vectors = plan.packed_bytes / kVectorBytes;
   p.group_out = a.group_out, p.out_blocks = a.out_blocks, p.columns = plan.tile.channels;
-  p.segments = a.segments, p.segment_channels = a.segment_channels, p.chunks = a.chunks;
-  p.taps = a.taps, p.kernel_w = a.kernel_w;
-  const dim3 grid = grid_1d(p.vectors), block(kPrepareThreads, 1, 1);
+  p.steps = a.steps, p.segments = a.segments, p.segment_channels = a.segment_channels, p.chunks = a.chunks;
+  p.taps = a.taps, p.table_taps = a.table_taps, p.kernel_w = a.kernel_w;
+  const dim3 grid = grid_1d(p.vectors + 1), block(kPrepareThreads, 1, 1);
   if (plan.kernel == Kernel::kSimt) {
     cuda::launch(kOp, pack_weights<V, false, false>, grid, block, 0, stream, p);
   } else {
@@ -226,6 +227,18 @@ void launch_simt(const Plan& plan, const dim3& grid, const CudaStream& stream) {
                static_cast<std::size_t>(plan.shared_bytes), stream, plan.arguments);
 }
 
+// How the output is written: which dimension is the inner one, and whether 16 bytes at a time.
+void lay_out_output(Arguments& a, const DeformConv2dShape& s) {
+  const std::int64_t elements = kVectorBytes / dtype_size(s.dtype);
+  a.channels_last_out = s.out_channels > 1 && a.output_stride[1] == 1 ? 1 : 0;
+  if (reinterpret_cast<std::uintptr_t>(a.output) % kVectorBytes != 0) return;
+  if (a.channels_last_out != 0) {
+    a.vectors_out = s.out_channels % elements == 0 && a.group_out % elements == 0 ? 1 : 0;
+  } else {
+    a.vectors_out = (a.patch_w > 0 ? s.out_width : s.out_pixels()) % elements == 0 ? 1 : 0;
+  }
+}
+
 template <class Simt, class Mma>
 void run(Plan& plan, const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
          const TensorView& bias, const Workspace& workspace, const TensorView& output, const CudaStream& stream) {
@@ -240,13 +253,15 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
   }
   pack<V>(plan, weight, memory, stream);
   a.packed = memory;
-  memory += align_up(plan.packed_bytes, kAlign);
+  a.zeros = reinterpret_cast<const uint4*>(memory + plan.packed_bytes);
+  memory += align_up(plan.packed_bytes + kVectorBytes, kAlign);
   a.partial = a.splits > 1 ? reinterpret_cast<float*>(memory) : nullptr;
   a.offset = offset.data;
   a.mask = mask.present() ? mask.data : nullptr;
   a.bias = bias.present() ? bias.data : nullptr;
   a.output = output.data;
   for (int i = 0; i < 4; ++i) a.output_stride[i] = output.stride[i];
+  lay_out_output(a, plan.shape);
 
   const dim3 grid(static_cast<unsigned>(a.tiles * a.groups * a.out_blocks), static_cast<unsigned>(a.splits), 1);
   if (plan.kernel == Kernel::kMma) {
@@ -255,8 +270,9 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
     launch_simt<Simt>(plan, grid, stream);
   }
   if (a.splits > 1) {
-    const std::int64_t sums = a.tiles * plan.tile.positions * a.groups * a.out_blocks * plan.tile.channels;
-    cuda::launch(kOp, sum_splits<V>, grid_1d(sums), dim3(kPrepareThreads, 1, 1), 0, stream, a, plan.tile);
+    const dim3 sums(static_cast<unsigned>(divide_up(a.tiles * plan.tile.positions, kSumRows)),
+                    static_cast<unsigned>(a.groups * a.out_blocks * plan.tile.channels / 32), 1);
+    cuda::launch(kOp, sum_splits<V>, sums, dim3(kPrepareThreads, 1, 1), 0, stream, a, plan.tile);
   }
 }
 

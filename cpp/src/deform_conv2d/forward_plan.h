@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "centermask/deform_conv2d.h"
+#include "cuda/runtime.h"
 
 namespace centermask::deform_forward {
 
@@ -28,7 +29,8 @@ struct Arguments {
   const void* x;  // channels-last; the strides count vectors
   std::int64_t x_image;
   std::int32_t x_row, x_pixel;
-  const void* packed;  // the weights: [group][block of out channels][segment][chunk][tap][tile in the kernel's order]
+  const uint4* zeros;  // one vector
+  const void* packed;  // the weights: [group][block of out channels][step of K][tile in the kernel's order]
   const void* offset;
   const void* mask;
   std::int64_t offset_stride[4], mask_stride[4];
@@ -36,7 +38,9 @@ struct Arguments {
   const void* bias;
   void* output;
   std::int64_t output_stride[4];
-  float* partial;  // with splits > 1: [split][tile][positions][groups * out_blocks * channels]
+  std::int32_t channels_last_out;  // output's channels follow each other
+  std::int32_t vectors_out;        // whole vectors of positions, or of channels, can be written
+  float* partial;                  // with splits > 1: [split][tile][positions][groups * out_blocks * channels]
   std::int32_t relu;
 
   std::int64_t positions;  // N * Ho * Wo
