@@ -269,6 +269,7 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
   a.offset = offset.data;
   a.mask = mask.present() ? mask.data : nullptr;
   a.bias = bias.present() ? bias.data : nullptr;
+  a.bias_stride = bias.present() ? bias.stride[0] : 0;
   a.output = output.data;
   for (int i = 0; i < 4; ++i) a.output_stride[i] = output.stride[i];
   lay_out_output(a, plan.shape);

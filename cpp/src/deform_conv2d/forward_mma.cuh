@@ -161,7 +161,7 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
         if (column < 0 || column >= kColumns) continue;
         const int in_group = out_block * kN + pass * kColumns + column;
         const bool biased = a.bias != nullptr && in_group < a.group_out;
-        const float bias = biased ? to_float(static_cast<const V*>(a.bias)[group * a.group_out + in_group]) : 0.0f;
+        const float bias = biased ? bias_of<V>(a, group * a.group_out + in_group) : 0.0f;
 #pragma unroll
         for (int m = 0; m < kTilesM; ++m) {
           const int row = (warp_m * kTilesM + m) * 8 + lane % 4 * 2;

@@ -36,6 +36,7 @@ struct Arguments {
   std::int64_t offset_stride[4], mask_stride[4];
   std::int32_t places_in_float;  // offset and mask are float32, not T
   const void* bias;
+  std::int64_t bias_stride;
   void* output;
   std::int64_t output_stride[4];
   std::int32_t channels_last_out;  // output's channels follow each other
