@@ -29,12 +29,13 @@ using masks::device::Strip;
 using masks::device::Window;
 
 constexpr const char* kOp = "assemble_masks";
+constexpr int kBlocks = 5;  // on a multiprocessor; that many registers may be used
 constexpr int kSumThreads = 1024;
 constexpr int kSumLanes = 8;  // that add up one instance
 constexpr int kSumInstances = kSumThreads / kSumLanes;
 
 template <MaskHead kHead>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     count_runs(const Problem problem, unsigned strips, std::uint32_t pixels, Record* records) {
   __shared__ Scratch scratch;
   const unsigned instance = blockIdx.x / strips;
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(kSumThreads)
 }
 
 template <MaskHead kHead>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     write_runs(const Problem problem, unsigned strips, std::int64_t instances, std::uint32_t pixels,
                const Record* records, const std::int64_t* offsets, std::uint32_t* runs, std::int64_t capacity) {
   __shared__ Scratch scratch;
@@ -126,7 +127,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // bitmaps hold zeros; this writes the words of 32 pixels that lie in the windows.
 template <MaskHead kHead>
-__global__ void __launch_bounds__(kThreads) write_bits(const Problem problem, unsigned strips, std::uint8_t* bitmaps) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    write_bits(const Problem problem, unsigned strips, std::uint8_t* bitmaps) {
   __shared__ Scratch scratch;
   const unsigned instance = blockIdx.x / strips, index = blockIdx.x - instance * strips;
   Columns<kHead> columns(problem, instance, scratch);
@@ -157,6 +159,7 @@ __global__ void __launch_bounds__(kThreads) write_bits(const Problem problem, un
     word = 0;
   };
   const auto rows = [&](std::uint32_t low, std::uint32_t high, bool from, bool to, std::uint32_t at) {
+#pragma unroll 1
     for (std::uint32_t y = low; y < high; ++y) {
       const std::uint32_t bits = __ballot_sync(kAllLanes, y < at ? from : to);
       if (lane == y % 32) word = bits;
@@ -166,6 +169,7 @@ __global__ void __launch_bounds__(kThreads) write_bits(const Problem problem, un
   for (std::int64_t first = 0;; first = columns.next_tile()) {
     columns.load_tile(first);
     float upper = columns.value(column, 0);
+#pragma unroll 1
     for (int row = 0; row + 1 < columns.tile_rows(); ++row) {
       const float lower = columns.value(column, row + 1);
       const std::uint32_t low = columns.row_pixel(row), high = columns.row_pixel(row + 1);

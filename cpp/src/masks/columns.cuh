@@ -105,6 +105,7 @@ class Columns {
     }
     if (kHead == MaskHead::kDynamic) {
       const std::int64_t params = instance_ * problem_.params_stride[0];
+#pragma unroll 1
       for (int i = static_cast<int>(threadIdx.x); i < kDynamicParams; i += kThreads) {
         scratch_.params[dynamic_place(i)] =
             load(problem_.params, problem_.params_type, params + i * problem_.params_stride[1]);
@@ -121,6 +122,7 @@ class Columns {
     const int pairs = 2 * (last - first + 1);
     const bool adjacent = end_cell - first_cell < pairs;
     columns_ = adjacent ? end_cell - first_cell + 1 : pairs;
+#pragma unroll 1
     for (int k = static_cast<int>(threadIdx.x); k < columns_; k += kThreads) {
       std::int32_t tile_cell = adjacent ? first_cell + k : scratch_.pixel_cells[first + k / 2] + k % 2;
       if (tile_cell > last_cell) tile_cell = last_cell;
@@ -142,6 +144,7 @@ class Columns {
     tile_first_ = first;
     tile_count_ = static_cast<int>(rows_.count - first < tile_rows_ ? rows_.count - first : tile_rows_);
     __syncthreads();  // whoever still reads the tile before
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < tile_count_; i += kThreads) {
       const std::int64_t cell = rows_.first + first + i;
       const double begin = pixel_of_cell(problem_.y, cell);
@@ -152,6 +155,7 @@ class Columns {
     }
     __syncthreads();
     const unsigned values = static_cast<unsigned>(tile_count_ * columns_);
+#pragma unroll 1
     for (unsigned i = threadIdx.x; i < values; i += kThreads) {
       const unsigned row = i / static_cast<unsigned>(columns_), column = i - row * static_cast<unsigned>(columns_);
       const std::int64_t cell = channel_ * problem_.features_stride[0] +
@@ -211,6 +215,7 @@ class Columns {
   template <class Emit>
   __device__ void walk(const Column& column, bool& side, Emit emit) const {
     float upper = value(column, 0);
+#pragma unroll 1
     for (int row = 0; row + 1 < tile_count_; ++row) {
       const float lower = value(column, row + 1);
       const bool to = lower >= 0.0f;

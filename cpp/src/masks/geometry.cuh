@@ -55,6 +55,7 @@ __device__ inline std::int64_t first_pixel_near(double guess, std::int64_t begin
   } else {
     begin = at + 1;
   }
+#pragma unroll 1
   while (begin < end) {
     const std::int64_t middle = begin + (end - begin) / 2;
     if (predicate(middle)) {
