@@ -90,8 +90,8 @@ __device__ __forceinline__ Place find_place(const Geometry& g, int n, int place,
   Place result;
   result.mask = 1.0f;
   if (g.mask.data != nullptr) {
-    result.mask = read_float(g.mask, n * g.mask.stride[0] + channel * g.mask.stride[1] + row * g.mask.stride[2] +
-                                         column * g.mask.stride[3]);
+    result.mask = read_float(
+        g.mask, n * g.mask.stride[0] + channel * g.mask.stride[1] + row * g.mask.stride[2] + column * g.mask.stride[3]);
   }
   const bool high_enough = kAtEdge ? y >= -1.0f && x >= -1.0f : y > -1.0f && x > -1.0f;
   // False for NaN.
@@ -146,10 +146,16 @@ __device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat
 template <class T>
 __device__ __forceinline__ T from_float(float value);
 template <>
-__device__ __forceinline__ float from_float<float>(float value) { return value; }
+__device__ __forceinline__ float from_float<float>(float value) {
+  return value;
+}
 template <>
-__device__ __forceinline__ __half from_float<__half>(float value) { return __float2half(value); }
+__device__ __forceinline__ __half from_float<__half>(float value) {
+  return __float2half(value);
+}
 template <>
-__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) { return __float2bfloat16(value); }
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+  return __float2bfloat16(value);
+}
 
 }  // namespace centermask::deform_cuda

@@ -1,0 +1,206 @@
+// Backward, the gradient of weight: grad_output times the samples, summed over positions. A block has 64*kWarpsOut out
+// channels and 1, 2 or 4 column groups (64 channels of one tap), and takes a part of the positions, slice by slice:
+// while the slice's product is computed, the next slice is sampled straight into shared memory. Each part's sums go to
+// the workspace, and are added up in order by another kernel: the same bits on every run.
+#pragma once
+
+#include <cstdint>
+
+#include "deform_conv2d/backward_multiply.cuh"
+#include "deform_conv2d/sampling.cuh"
+
+namespace centermask::deform_cuda {
+
+constexpr int kWeightThreads = 256;
+
+struct WeightArguments {
+  Geometry geometry;
+  int positions;
+  const void* grads;   // [positions][grad_stride]
+  const void* pixels;  // [batch * height * width][pixel_stride]
+  std::int64_t grad_stride, pixel_stride, out_stride;
+  int groups, group_out;
+  int runs, run, chunks_per_run;  // runs of (padded) channels in a group of weight, in chunks of 64
+  int run_offset_groups;          // runs in an offset group
+  int warps_out;                  // of the 8 warps, along out channels: 1, 2 or 4
+  int out_tiles, column_tiles;    // column tiles of a group
+  int positions_at_once;          // a multiple of the slice
+  float* parts;                   // [splits][groups][column groups][group_out][64]
+};
+
+struct SamplePlace {
+  std::int64_t at;  // of the top left corner, in elements
+  unsigned present;
+};
+
+template <class T>
+struct WeightShared {
+  static constexpr int kPlaces = 4 * kSlicePositions<T>;
+  SamplePlace places[2][kPlaces];
+  float4 weights[2][kPlaces];
+};
+
+template <class T>
+std::size_t weight_shared_bytes(int warps_out) {
+  return sizeof(WeightShared<T>) +
+         2 * sizeof(T) * kSlicePositions<T> * static_cast<std::size_t>(64 * warps_out + 32 * (8 / warps_out));
+}
+
+// The four corners' 16 bytes of channels.
+template <class T>
+struct Neighbours {
+  uint4 bits[4];
+
+  __device__ __forceinline__ void read(const T* pixels, const SamplePlace& place, std::int64_t right,
+                                       std::int64_t down) {
+    const std::int64_t step[4] = {0, right, down, right + down};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      bits[k] = make_uint4(0, 0, 0, 0);
+      if ((place.present >> k & 1u) != 0) bits[k] = *reinterpret_cast<const uint4*>(pixels + place.at + step[k]);
+    }
+  }
+
+  __device__ __forceinline__ uint4 blend(const float4& weights) const {
+    const float w[4] = {weights.x, weights.y, weights.z, weights.w};
+    float sum[kUnit<T>] = {};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+#pragma unroll
+      for (int i = 0; i < kUnit<T>; i += 4) {
+        const float4 value = Four<T>::load(reinterpret_cast<const T*>(&bits[k]) + i);
+        sum[i] = fmaf(w[k], value.x, sum[i]);
+        sum[i + 1] = fmaf(w[k], value.y, sum[i + 1]);
+        sum[i + 2] = fmaf(w[k], value.z, sum[i + 2]);
+        sum[i + 3] = fmaf(w[k], value.w, sum[i + 3]);
+      }
+    }
+    uint4 result;
+    T* to = reinterpret_cast<T*>(&result);
+#pragma unroll
+    for (int i = 0; i < kUnit<T>; ++i) to[i] = from_float<T>(sum[i]);
+    return result;
+  }
+};
+
+template <class T, Math kMath>
+__global__ void __launch_bounds__(kWeightThreads, 2) backward_weight_kernel(const WeightArguments a) {
+  CENTERMASK_DYNAMIC_SHARED(memory);
+  WeightShared<T>& shared = *reinterpret_cast<WeightShared<T>*>(memory);
+  constexpr int kSlice = kSlicePositions<T>, kUnits = static_cast<int>(64 * sizeof(T) / 16);
+  static_assert(kSlice * kUnits == kWeightThreads, "each thread samples one unit of each column group");
+  const Geometry& g = a.geometry;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int column_groups = 4 / a.warps_out, out_rows = 64 * a.warps_out;
+  const int grad_bytes = static_cast<int>(out_rows * sizeof(T)), grad_tile = kSlice * grad_bytes;
+  constexpr int kSampleTile = static_cast<int>(kSlice * 64 * sizeof(T));  // of a column group
+  unsigned char* grad_tiles = memory + sizeof(WeightShared<T>);
+  unsigned char* sample_tiles = grad_tiles + 2 * grad_tile;
+
+  unsigned index = blockIdx.x;
+  const int column_tile = static_cast<int>(index % static_cast<unsigned>(a.column_tiles));
+  index /= static_cast<unsigned>(a.column_tiles);
+  const int out_tile = static_cast<int>(index % static_cast<unsigned>(a.out_tiles));
+  index /= static_cast<unsigned>(a.out_tiles);
+  const int group = static_cast<int>(index % static_cast<unsigned>(a.groups));
+  const int split = static_cast<int>(index / static_cast<unsigned>(a.groups));
+  const int first_out = out_tile * out_rows;
+  const int all_columns = a.runs * a.chunks_per_run * g.taps, first_column = column_tile * column_groups;
+  const int columns = min(column_groups, all_columns - first_column);
+  const int first = split * a.positions_at_once, end = min(first + a.positions_at_once, a.positions);
+  const int slices = (end - first + kSlice - 1) / kSlice;
+
+  const auto load_grads = [&](int slice) {
+    unsigned char* tile = grad_tiles + slice % 2 * grad_tile;
+    const int units = grad_bytes / 16;
+    for (int i = thread; i < kSlice * units; i += kWeightThreads) {
+      const int row = i / units, unit = i % units, position = first + slice * kSlice + row;
+      const int element = first_out + unit * kUnit<T>;
+      const bool there = position < end && element < a.out_stride;
+      const T* from = static_cast<const T*>(a.grads) + position * a.grad_stride + group * a.out_stride + element;
+      cuda::cp_async_16_or_zero(tile + position_unit<T>(row, grad_bytes, unit),
+                                there ? static_cast<const void*>(from) : a.grads, there);
+    }
+    cuda::cp_async_commit();
+  };
+  const auto find_places = [&](int slice) {
+    if (thread >= columns * kSlice) return;
+    const int column = first_column + thread / kSlice, position = first + slice * kSlice + thread % kSlice;
+    Place place{};
+    const int n = position / g.out_pixels, chunk = column / g.taps;
+    const int run = group * a.runs + chunk / a.chunks_per_run;
+    if (position < end) {
+      place = find_place<false>(g, n, position - n * g.out_pixels, run / a.run_offset_groups, column % g.taps);
+    }
+    const std::int64_t pixel = static_cast<std::int64_t>(n) * g.height * g.width + place.pixel;
+    const std::int64_t channel = static_cast<std::int64_t>(run) * a.run + chunk % a.chunks_per_run * 64;
+    shared.places[slice % 2][thread] = {pixel * a.pixel_stride + channel, place.present};
+    shared.weights[slice % 2][thread] = corner_weights(place);
+  };
+  const int sample_row = thread / kUnits, sample_unit = thread % kUnits;
+  const std::int64_t down = g.width * a.pixel_stride;
+  const auto read_samples = [&](int slice, int q, Neighbours<T>& neighbours) {
+    SamplePlace place = shared.places[slice % 2][q * kSlice + sample_row];
+    const int channel = (first_column + q) / g.taps % a.chunks_per_run * 64 + sample_unit * kUnit<T>;
+    if (channel >= a.run) place.present = 0;
+    neighbours.read(static_cast<const T*>(a.pixels) + sample_unit * kUnit<T>, place, a.pixel_stride, down);
+  };
+  const auto write_samples = [&](int slice, int q, const Neighbours<T>& neighbours) {
+    unsigned char* tile = sample_tiles + (slice % 2 * column_groups + q) * kSampleTile;
+    *reinterpret_cast<uint4*>(tile + position_unit<T>(sample_row, 64 * static_cast<int>(sizeof(T)), sample_unit)) =
+        neighbours.blend(shared.weights[slice % 2][q * kSlice + sample_row]);
+  };
+
+  Neighbours<T> neighbours = {};
+  load_grads(0);
+  find_places(0);
+  if (slices > 1) find_places(1);
+  __syncthreads();
+  for (int q = 0; q < columns; ++q) {
+    read_samples(0, q, neighbours);
+    write_samples(0, q, neighbours);
+  }
+  const int warp_out = warp % a.warps_out * 64, warp_column = warp / a.warps_out;  // the latter in halves of a group
+  const bool busy = warp_column / 2 < columns && first_out + warp_out < a.group_out;
+  WeightSums sums = {};
+  for (int slice = 0; slice < slices; ++slice) {
+    cuda::cp_async_wait<0>();
+    __syncthreads();
+    const bool more = slice + 1 < slices;
+    if (more) {
+      load_grads(slice + 1);
+      read_samples(slice + 1, 0, neighbours);
+    }
+    if (slice + 2 < slices) find_places(slice + 2);
+    if (busy) {
+      multiply_weight<T, kMath>(grad_tiles + slice % 2 * grad_tile, grad_bytes, warp_out,
+                                sample_tiles + (slice % 2 * column_groups + warp_column / 2) * kSampleTile,
+                                warp_column % 2 * 32, lane, sums);
+    }
+    if (!more) break;
+    write_samples(slice + 1, 0, neighbours);
+    for (int q = 1; q < columns; ++q) {
+      read_samples(slice + 1, q, neighbours);
+      write_samples(slice + 1, q, neighbours);
+    }
+  }
+  if (!busy) return;
+  float* part =
+      a.parts + ((static_cast<std::int64_t>(split) * a.groups + group) * all_columns + first_column + warp_column / 2) *
+                    a.group_out * 64;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int out = first_out + warp_out + 16 * i + 8 * r + lane / 4;
+      if (out >= a.group_out) continue;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        *reinterpret_cast<float2*>(part + out * std::int64_t{64} + warp_column % 2 * 32 + 8 * j + 2 * (lane % 4)) =
+            make_float2(sums[i][j][2 * r], sums[i][j][2 * r + 1]);
+      }
+    }
+  }
+}
+
+}  // namespace centermask::deform_cuda
