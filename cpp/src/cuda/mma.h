@@ -27,6 +27,15 @@
 
 namespace centermask::cuda {
 
+// The value, such that what follows from it is computed where it is used and not before the loop around: for what is
+// needed seldom, and would hold registers all the time.
+__device__ __forceinline__ unsigned computed_here(unsigned value) {
+#if !defined(CENTERMASK_CUDA_EMULATED)
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 #if defined(CENTERMASK_CUDA_EMULATED)
 
 namespace twin {

@@ -106,10 +106,10 @@ void find_maximum(const TensorView& view, unsigned* largest, const CudaStream& s
                static_cast<int>(view.shape[3]), view.size(), largest);
 }
 
-template <class T, Math kMath>
+template <class T, Math kMath, bool kAll>
 void launch_data(const BackwardPlan& p, const DataArguments& a, const CudaStream& stream) {
   const std::int64_t blocks = divide_up(p.positions, kTileRows) * a.offset_groups * a.tap_groups * a.splits;
-  cuda::launch(kOp, backward_data_kernel<T, kMath>, grid_of(blocks), dim3(kDataThreads),
+  cuda::launch(kOp, backward_data_kernel<T, kMath, kAll>, grid_of(blocks), dim3(kDataThreads),
                data_shared_bytes(a.slices, a.resident), stream, a);
 }
 
@@ -141,10 +141,12 @@ void run_data(const BackwardPlan& p, const Parts& parts, const Geometry& geometr
   if (p.need_x) {
     cuda::fill_bytes(kOp, a.grad_pixels, 0, static_cast<std::size_t>(parts.grad_pixel_bytes), stream);
   }
-  if (tensor) {
-    launch_data<T, Math::kTensor>(p, a, stream);
+  if (!tensor) {
+    launch_data<T, Math::kSimt, false>(p, a, stream);
+  } else if (p.need_x && p.need_places && !p.fixed_point) {
+    launch_data<T, Math::kTensor, true>(p, a, stream);
   } else {
-    launch_data<T, Math::kSimt>(p, a, stream);
+    launch_data<T, Math::kTensor, false>(p, a, stream);
   }
   if (p.need_places && a.splits > 1) {
     FinishPlaces f{};

@@ -101,54 +101,65 @@ struct Scatter {
     }
   }
 
-  // `channel` of x (padded) is the thread's first, `left` how many channels of the run there are from it on.
+  // `channel` of x (padded) is the thread's first, `left` how many channels of the run there are from it on. kAll: all
+  // of grad_x, grad_offset and grad_mask are wanted, in floating point. kWhole: there are 64 channels.
+  template <bool kAll, bool kWhole>
   __device__ __forceinline__ void take(const DataArguments& a, const DataSums& sums, std::int64_t channel, int left,
                                        float scale) {
-    const std::int64_t down = a.geometry.width * a.pixel_stride;
-    const std::int64_t step[4] = {0, a.pixel_stride, down, down + a.pixel_stride};
+    // Both fit 32 bits (plan_backward checks it).
+    const int next = static_cast<int>(a.pixel_stride), down = a.geometry.width * next;
+    constexpr int kAtOnce = sizeof(T) == 2 ? 4 : 2;  // corners whose loads are under way together
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (16 * j >= left) break;
-      if (a.need_places) {
-        float4 value[2][4];
+    for (int i = 0; i < 8; i += kAtOnce) {
+      const int r = i / 4;
+      const std::int64_t base = at[r] + channel;
+      if (kAll || a.need_places) {
+        typename Four<T>::Bits bits[kAtOnce][4];
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
+        for (int n = 0; n < kAtOnce; ++n) {
+          const int k = i % 4 + n;
+          const T* pixel = static_cast<const T*>(a.pixels) + (base + (k % 2 * next + k / 2 * down));
 #pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            value[r][k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if ((present[r] >> k & 1u) == 0) continue;
-            value[r][k] = Four<T>::load(static_cast<const T*>(a.pixels) + at[r] + step[k] + channel + 16 * j);
+          for (int j = 0; j < 4; ++j) {
+            bits[n][j] = {};
+            if ((present[r] >> k & 1u) != 0 && (kWhole || 16 * j < left)) bits[n][j] = load_four(pixel + 16 * j);
           }
         }
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
+        for (int n = 0; n < kAtOnce; ++n) {
+          float& sum = dot[r][i % 4 + n];
 #pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            dot[r][k] = fmaf(sums[j][0][2 * r], value[r][k].x, dot[r][k]);
-            dot[r][k] = fmaf(sums[j][0][2 * r + 1], value[r][k].y, dot[r][k]);
-            dot[r][k] = fmaf(sums[j][1][2 * r], value[r][k].z, dot[r][k]);
-            dot[r][k] = fmaf(sums[j][1][2 * r + 1], value[r][k].w, dot[r][k]);
+          for (int j = 0; j < 4; ++j) {
+            const float4 value = four_floats<T>(bits[n][j]);
+            sum = fmaf(sums[j][0][2 * r], value.x, sum);
+            sum = fmaf(sums[j][0][2 * r + 1], value.y, sum);
+            sum = fmaf(sums[j][1][2 * r], value.z, sum);
+            sum = fmaf(sums[j][1][2 * r + 1], value.w, sum);
           }
         }
       }
-      if (a.grad_pixels == nullptr) continue;
+      if (!kAll && a.grad_pixels == nullptr) continue;
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int k = i % 4 + n;
+        const float w = weight[r][k];
+        if ((present[r] >> k & 1u) == 0 || w == 0.0f) continue;
+        const std::int64_t corner = base + (k % 2 * next + k / 2 * down);
+        if (kAll || a.maxima == nullptr) {
+          float* to = static_cast<float*>(a.grad_pixels) + corner;
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const float w = weight[r][k];
-          if ((present[r] >> k & 1u) == 0 || w == 0.0f) continue;
-          const std::int64_t to = at[r] + step[k] + channel + 16 * j;
-          const float4 part = make_float4(w * sums[j][0][2 * r], w * sums[j][0][2 * r + 1], w * sums[j][1][2 * r],
-                                          w * sums[j][1][2 * r + 1]);
-          if (a.maxima == nullptr) {
-            cuda::add_float4(static_cast<float*>(a.grad_pixels) + to, part);
-          } else {
-            unsigned long long* sum = static_cast<unsigned long long*>(a.grad_pixels) + to;
-            atomicAdd(sum, static_cast<unsigned long long>(__float2ll_rn(part.x * scale)));
-            atomicAdd(sum + 1, static_cast<unsigned long long>(__float2ll_rn(part.y * scale)));
-            atomicAdd(sum + 2, static_cast<unsigned long long>(__float2ll_rn(part.z * scale)));
-            atomicAdd(sum + 3, static_cast<unsigned long long>(__float2ll_rn(part.w * scale)));
+          for (int j = 0; j < 4; ++j) {
+            if (!kWhole && 16 * j >= left) break;
+            cuda::add_float4(to + 16 * j, w * sums[j][0][2 * r], w * sums[j][0][2 * r + 1], w * sums[j][1][2 * r],
+                             w * sums[j][1][2 * r + 1]);
+          }
+        } else {
+          unsigned long long* to = static_cast<unsigned long long*>(a.grad_pixels) + corner;
+#pragma unroll
+          for (int e = 0; e < 16; ++e) {
+            if (16 * (e / 4) >= left) break;
+            const float part = w * sums[e / 4][e / 2 % 2][2 * r + e % 2] * scale;
+            atomicAdd(to + 16 * (e / 4) + e % 4, static_cast<unsigned long long>(__float2ll_rn(part)));
           }
         }
       }
@@ -156,8 +167,9 @@ struct Scatter {
   }
 };
 
-template <class T, Math kMath>
-__global__ void __launch_bounds__(kDataThreads) backward_data_kernel(const DataArguments a) {
+template <class T, Math kMath, bool kAll>
+__global__ void __launch_bounds__(kDataThreads, !kAll ? 3 : sizeof(T) == 2 ? 4 : 2)
+    backward_data_kernel(const DataArguments a) {
   CENTERMASK_DYNAMIC_SHARED(memory);
   DataShared& shared = *reinterpret_cast<DataShared*>(memory);
   unsigned char* weight_tiles = memory + sizeof(DataShared);
@@ -190,7 +202,8 @@ __global__ void __launch_bounds__(kDataThreads) backward_data_kernel(const DataA
                        (load_tap * a.pixel_stride + static_cast<std::int64_t>(run) * a.run + channel) * a.out_stride +
                        element;
 #pragma unroll
-    for (int row = thread / 8; row < kTileRows; row += kDataThreads / 8) {
+    for (int i = 0; i < kTileRows / (kDataThreads / 8); ++i) {
+      const int row = thread / 8 + i * (kDataThreads / 8);
       const bool there = unit_there && channel + row < a.run;
       cuda::cp_async_16_or_zero(weight_tile + weight_unit(row, unit),
                                 there ? static_cast<const void*>(weights + row * a.out_stride) : a.weights, there);
@@ -200,7 +213,8 @@ __global__ void __launch_bounds__(kDataThreads) backward_data_kernel(const DataA
       const T* grads =
           static_cast<const T*>(a.grads) + first * a.grad_stride + run / a.runs_per_group * a.out_stride + element;
 #pragma unroll
-      for (int row = thread / 8; row < kTileRows; row += kDataThreads / 8) {
+      for (int i = 0; i < kTileRows / (kDataThreads / 8); ++i) {
+        const int row = thread / 8 + i * (kDataThreads / 8);
         const bool there = unit_there && first + row < a.positions;
         cuda::cp_async_16_or_zero(grad_tile + grad_unit(row, unit),
                                   there ? static_cast<const void*>(grads + row * a.grad_stride) : a.grads, there);
@@ -252,7 +266,12 @@ __global__ void __launch_bounds__(kDataThreads) backward_data_kernel(const DataA
     {
       const int in_run = chunk % a.chunks_per_run * 64 + 4 * (lane % 4);
       const std::int64_t run = offset_group * a.runs + chunk / a.chunks_per_run;
-      scatter.take(a, sums, run * a.run + in_run, a.run - in_run, scale);
+      const std::int64_t channel = run * a.run + in_run;
+      if (kAll && a.run - chunk % a.chunks_per_run * 64 >= 64) {
+        scatter.template take<kAll, kAll>(a, sums, channel, 64, scale);
+      } else {
+        scatter.template take<kAll, false>(a, sums, channel, a.run - in_run, scale);
+      }
 #pragma unroll
       for (int i = 0; i < 32; ++i) sums[i / 8][i / 4 % 2][i % 4] = 0.0f;
     }

@@ -35,6 +35,11 @@ __device__ __forceinline__ void round_operand(std::uint32_t& bits) {
   if constexpr (sizeof(T) == 4) bits = cuda::to_tf32(__uint_as_float(bits));
 }
 
+template <class T>
+__device__ __forceinline__ float4 load_four_floats(const T* from) {
+  return four_floats<T>(load_four(from));
+}
+
 // ---- data kernel: sums[position][channel] += grad[position][out] * weight[channel][out] ----
 // Both operands are rows of 128 bytes of out channels: 64 positions (16 of each warp) and 64 channels.
 constexpr int kRowBytes = 128;
@@ -84,14 +89,15 @@ __device__ __forceinline__ void multiply_data(const unsigned char* grads, const 
         float4 a[2];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          a[r] = Four<T>::load(reinterpret_cast<const T*>(grads + grad_unit(16 * warp + g + 8 * r, unit)) + 4 * part);
+          a[r] = load_four_floats<T>(reinterpret_cast<const T*>(grads + grad_unit(16 * warp + g + 8 * r, unit)) +
+                                     4 * part);
         }
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const float4 b =
-                Four<T>::load(reinterpret_cast<const T*>(weights + weight_unit(16 * j + 4 * t + i, unit)) + 4 * part);
+            const float4 b = load_four_floats<T>(
+                reinterpret_cast<const T*>(weights + weight_unit(16 * j + 4 * t + i, unit)) + 4 * part);
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
               float& sum = sums[j][i / 2][2 * r + i % 2];

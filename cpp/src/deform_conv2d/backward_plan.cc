@@ -113,6 +113,10 @@ BackwardPlan plan_backward(const TensorView& grad_output, const TensorView& x, c
   p.need_bias = gradients.bias.present();
   p.fixed_point = p.need_x && params.deterministic;
   plan_rows(grad_output, x, gradients, p);
+  if (p.pixel_stride > kMost / (s.width + 2)) {
+    fail(ErrorKind::kUnsupported, "deform_conv2d: on CUDA a row of x must have fewer than 2^31 values, got ", s.width,
+         " x ", p.pixel_stride);
+  }
   plan_data(p);
   plan_weight(p);
   return p;

@@ -32,6 +32,8 @@ struct RowCopy {
 template <class U>
 __global__ void __launch_bounds__(kCopyThreads) copy_rows_kernel(const RowCopy a) {
   __shared__ U tile[kCopyTile][kCopyTile + 1];
+  // Where the tile's rows begin, and which column is to be copied: -1 is padding.
+  __shared__ std::int64_t row_from[kCopyTile], row_to[kCopyTile], column_from[kCopyTile];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   unsigned index = blockIdx.x;
   const int row = static_cast<int>(index % static_cast<unsigned>(a.row_tiles)) * kCopyTile;
@@ -39,27 +41,32 @@ __global__ void __launch_bounds__(kCopyThreads) copy_rows_kernel(const RowCopy a
   const int column = static_cast<int>(index % static_cast<unsigned>(a.column_tiles)) * kCopyTile;
   const int b = static_cast<int>(index / static_cast<unsigned>(a.column_tiles));
   const bool along_columns = a.column_stride == 1;
-  const U* from = static_cast<const U*>(a.from) + b * a.batch_stride;
-  U* to = static_cast<U*>(a.to) + b * a.batch_rows * a.to_stride;
-#pragma unroll
-  for (int i = warp; i < kCopyTile; i += kCopyThreads / 32) {
-    // Columns count the padding here.
-    const int r = row + (along_columns ? i : lane), padded = column + (along_columns ? lane : i);
-    const int in_run = padded % a.padded, c = padded / a.padded * a.run + in_run;
-    U value = 0;
-    if (r < a.rows && in_run < a.run && c < a.columns) {
-      value = from[r / a.split[0] * a.row_stride[0] + r % a.split[0] / a.split[1] * a.row_stride[1] +
-                   r % a.split[1] * a.row_stride[2] + c * a.column_stride];
-    }
-    tile[along_columns ? i : lane][along_columns ? lane : i] = value;
+  if (warp == 0) {
+    const int r = row + lane, turned = r / a.turn, in_split = r % a.split[0];
+    row_from[lane] = r / a.split[0] * a.row_stride[0] + in_split / a.split[1] * a.row_stride[1] +
+                     in_split % a.split[1] * a.row_stride[2];
+    row_to[lane] =
+        (r % a.turn * a.turn_rows + std::int64_t{turned / a.row_run} * a.row_padded + turned % a.row_run) * a.to_stride;
+  } else if (warp == 1) {
+    const int in_run = (column + lane) % a.padded, c = (column + lane) / a.padded * a.run + in_run;
+    column_from[lane] = in_run < a.run && c < a.columns ? c : -1;
   }
   __syncthreads();
+  const U* from = static_cast<const U*>(a.from) + b * a.batch_stride;
+  U* to = static_cast<U*>(a.to) + b * a.batch_rows * a.to_stride + column + lane;
 #pragma unroll
-  for (int i = warp; i < kCopyTile; i += kCopyThreads / 32) {
-    const int r = row + i, padded = column + lane, turned = r / a.turn;
-    if (r >= a.rows || padded >= a.columns / a.run * a.padded) continue;
-    to[(r % a.turn * a.turn_rows + turned / a.row_run * a.row_padded + turned % a.row_run) * a.to_stride + padded] =
-        tile[i][lane];
+  for (int step = 0; step < kCopyTile; step += kCopyThreads / 32) {
+    const int r = along_columns ? step + warp : lane, c = along_columns ? lane : step + warp;
+    U value = 0;
+    if (row + r < a.rows && column_from[c] >= 0) value = from[row_from[r] + column_from[c] * a.column_stride];
+    tile[r][c] = value;
+  }
+  __syncthreads();
+  const bool there = column + lane < a.columns / a.run * a.padded;
+#pragma unroll
+  for (int step = 0; step < kCopyTile; step += kCopyThreads / 32) {
+    const int r = step + warp;
+    if (row + r < a.rows && there) to[row_to[r]] = tile[r][lane];
   }
 }
 
@@ -87,13 +94,14 @@ __global__ void __launch_bounds__(kCopyThreads) finish_pixels_kernel(const Finis
   int exponent = 0;
   const bool finite = a.maxima == nullptr || fixed_point_exponent(a.maxima, a.headroom, &exponent);
   const double unit = ldexp(1.0, -exponent);
+  const int channel = column + lane;
+  const std::int64_t padded = std::int64_t{channel / a.run} * a.padded_run + channel % a.run;
 #pragma unroll
-  for (int i = warp; i < kCopyTile; i += kCopyThreads / 32) {
-    const int pixel = row + i, channel = column + lane;
+  for (int step = 0; step < kCopyTile; step += kCopyThreads / 32) {
+    const int i = step + warp, pixel = row + i;
     float value = 0.0f;
     if (pixel < a.pixels && channel < a.channels) {
-      const std::int64_t at =
-          (n * a.pixels + pixel) * a.pixel_stride + channel / a.run * a.padded_run + channel % a.run;
+      const std::int64_t at = (n * a.pixels + pixel) * a.pixel_stride + padded;
       if (a.maxima == nullptr) {
         value = static_cast<const float*>(a.from)[at];
       } else {
@@ -107,10 +115,10 @@ __global__ void __launch_bounds__(kCopyThreads) finish_pixels_kernel(const Finis
   if (a.channels_last) return;
   __syncthreads();
 #pragma unroll
-  for (int i = warp; i < kCopyTile; i += kCopyThreads / 32) {
-    const int pixel = row + lane, channel = column + i;
-    if (pixel >= a.pixels || channel >= a.channels) continue;
-    static_cast<T*>(a.to)[(n * a.channels + channel) * a.pixels + pixel] = from_float<T>(tile[lane][i]);
+  for (int step = 0; step < kCopyTile; step += kCopyThreads / 32) {
+    const int i = step + warp, pixel = row + lane;
+    if (pixel >= a.pixels || column + i >= a.channels) continue;
+    static_cast<T*>(a.to)[(n * a.channels + column + i) * a.pixels + pixel] = from_float<T>(tile[lane][i]);
   }
 }
 

@@ -68,7 +68,7 @@ struct Neighbours {
     for (int k = 0; k < 4; ++k) {
 #pragma unroll
       for (int i = 0; i < kUnit<T>; i += 4) {
-        const float4 value = Four<T>::load(reinterpret_cast<const T*>(&bits[k]) + i);
+        const float4 value = load_four_floats<T>(reinterpret_cast<const T*>(&bits[k]) + i);
         sum[i] = fmaf(w[k], value.x, sum[i]);
         sum[i + 1] = fmaf(w[k], value.y, sum[i + 1]);
         sum[i + 2] = fmaf(w[k], value.z, sum[i + 2]);
@@ -84,7 +84,8 @@ struct Neighbours {
 };
 
 template <class T, Math kMath>
-__global__ void __launch_bounds__(kWeightThreads, 2) backward_weight_kernel(const WeightArguments a) {
+__global__ void __launch_bounds__(kWeightThreads, sizeof(T) == 2 && kMath == Math::kTensor ? 2 : 1)
+    backward_weight_kernel(const WeightArguments a) {
   CENTERMASK_DYNAMIC_SHARED(memory);
   WeightShared<T>& shared = *reinterpret_cast<WeightShared<T>*>(memory);
   constexpr int kSlice = kSlicePositions<T>, kUnits = static_cast<int>(64 * sizeof(T) / 16);
@@ -110,11 +111,11 @@ __global__ void __launch_bounds__(kWeightThreads, 2) backward_weight_kernel(cons
   const int first = split * a.positions_at_once, end = min(first + a.positions_at_once, a.positions);
   const int slices = (end - first + kSlice - 1) / kSlice;
 
+  const int unit_bits = __ffs(grad_bytes / 16) - 1;
   const auto load_grads = [&](int slice) {
     unsigned char* tile = grad_tiles + slice % 2 * grad_tile;
-    const int units = grad_bytes / 16;
-    for (int i = thread; i < kSlice * units; i += kWeightThreads) {
-      const int row = i / units, unit = i % units, position = first + slice * kSlice + row;
+    for (int i = thread; i < kSlice << unit_bits; i += kWeightThreads) {
+      const int row = i >> unit_bits, unit = i & ((1 << unit_bits) - 1), position = first + slice * kSlice + row;
       const int element = first_out + unit * kUnit<T>;
       const bool there = position < end && element < a.out_stride;
       const T* from = static_cast<const T*>(a.grads) + position * a.grad_stride + group * a.out_stride + element;
@@ -123,26 +124,33 @@ __global__ void __launch_bounds__(kWeightThreads, 2) backward_weight_kernel(cons
     }
     cuda::cp_async_commit();
   };
+  // A thread finds places for one column group, of this tap and from this channel of x (padded) on.
+  const int place_column = first_column + thread / kSlice, place_chunk = place_column / g.taps;
+  const int place_tap = place_column - place_chunk * g.taps;
+  const int place_run = group * a.runs + place_chunk / a.chunks_per_run;
+  const int place_channel = place_run * a.run + place_chunk % a.chunks_per_run * 64;
   const auto find_places = [&](int slice) {
     if (thread >= columns * kSlice) return;
-    const int column = first_column + thread / kSlice, position = first + slice * kSlice + thread % kSlice;
+    const int position = first + slice * kSlice + thread % kSlice;
     Place place{};
-    const int n = position / g.out_pixels, chunk = column / g.taps;
-    const int run = group * a.runs + chunk / a.chunks_per_run;
+    const int n = position / g.out_pixels;
     if (position < end) {
-      place = find_place<false>(g, n, position - n * g.out_pixels, run / a.run_offset_groups, column % g.taps);
+      place = find_place<false>(g, n, position - n * g.out_pixels, place_run / a.run_offset_groups, place_tap);
     }
     const std::int64_t pixel = static_cast<std::int64_t>(n) * g.height * g.width + place.pixel;
-    const std::int64_t channel = static_cast<std::int64_t>(run) * a.run + chunk % a.chunks_per_run * 64;
-    shared.places[slice % 2][thread] = {pixel * a.pixel_stride + channel, place.present};
+    shared.places[slice % 2][thread] = {pixel * a.pixel_stride + place_channel, place.present};
     shared.weights[slice % 2][thread] = corner_weights(place);
   };
   const int sample_row = thread / kUnits, sample_unit = thread % kUnits;
+  unsigned outside = 0;  // bit q: the thread's channels of column group q are past the run's end
+  for (int q = 0; q < columns; ++q) {
+    const int channel = (first_column + q) / g.taps % a.chunks_per_run * 64 + sample_unit * kUnit<T>;
+    if (channel >= a.run) outside |= 1u << q;
+  }
   const std::int64_t down = g.width * a.pixel_stride;
   const auto read_samples = [&](int slice, int q, Neighbours<T>& neighbours) {
     SamplePlace place = shared.places[slice % 2][q * kSlice + sample_row];
-    const int channel = (first_column + q) / g.taps % a.chunks_per_run * 64 + sample_unit * kUnit<T>;
-    if (channel >= a.run) place.present = 0;
+    if ((outside >> q & 1u) != 0) place.present = 0;
     neighbours.read(static_cast<const T*>(a.pixels) + sample_unit * kUnit<T>, place, a.pixel_stride, down);
   };
   const auto write_samples = [&](int slice, int q, const Neighbours<T>& neighbours) {

@@ -55,38 +55,39 @@ struct PackArguments {
   const void* from;
   std::int64_t stride[4];
   void* to;
-  std::int64_t vectors;  // in all, 16 bytes each
+  std::int64_t vectors, steps;  // vectors of 16 bytes in all; steps of K
   std::int32_t group_out, out_blocks, columns;
-  std::int32_t segments, segment_channels, chunks, taps, kernel_w;
+  std::int32_t segments, segment_channels, chunks, taps, table_taps, kernel_w;
 };
 
-// One vector of the packed weights a thread. For mma a vector has channels that follow each other, for one column of
-// the tile, in the order that forward_mma.cuh describes; for SIMT a tile is [channel of the chunk][column].
+// One vector of the packed weights a thread. For mma in the order that forward_mma.cuh describes; for SIMT a tile is
+// [channel of the chunk][column].
 template <class V, bool kMma, bool kTf32>
 __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArguments a) {
   constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V));
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPrepareThreads + threadIdx.x;
-  if (index >= a.vectors) return;
+  if (index > a.vectors) return;
+  if (index == a.vectors) {  // the vector that samples outside the image read
+    static_cast<uint4*>(a.to)[index] = make_uint4(0, 0, 0, 0);
+    return;
+  }
   const int tile_vectors = a.columns * kChunkVectors;
-  std::int64_t tile = index / tile_vectors;
+  const std::int64_t tile = index / tile_vectors;
   const int inside = static_cast<int>(index - tile * tile_vectors);
-  const int tap = static_cast<int>(tile % a.taps);
-  tile /= a.taps;
-  const int chunk = static_cast<int>(tile % a.chunks);
-  tile /= a.chunks;
-  const int segment = static_cast<int>(tile % a.segments);
-  tile /= a.segments;
-  const int out_block = static_cast<int>(tile % a.out_blocks);
-  const std::int64_t group = tile / a.out_blocks;
+  const int group_block = static_cast<int>(tile / a.steps);
+  const int group = group_block / a.out_blocks, out_block = group_block - group * a.out_blocks;
+  const Cursor at(a, group, tile - group_block * a.steps);
+  const int tap = at.first_tap + at.tap, chunk = at.chunk, segment = at.segment - group * a.segments;
 
   alignas(16) V values[kElements];
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
     int column, k;
     if (kMma) {
-      const int lane = inside % 32, half = inside / 32 % 2;
-      column = inside / 64 * 8 + lane / 4;
-      k = (half * 4 + lane % 4) * kElements + e;
+      const int lane = inside % 32, instruction = inside / 32 % 2, half = inside / 64 % 2;
+      const int word = e / (kElements / 4);  // a register of the left operand
+      column = inside / 128 * 16 + word % 2 * 8 + lane / 4;
+      k = (half * 4 + lane % 4) * kElements + (instruction * 2 + word / 2) * (kElements / 4) + e % (kElements / 4);
     } else {
       const int element = inside * kElements + e;
       column = element % a.columns;
@@ -107,23 +108,36 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
   static_cast<uint4*>(a.to)[index] = *reinterpret_cast<const uint4*>(values);
 }
 
-// The parts of K summed in their order, so that the result is the same on every run; then bias and activation. A thread
-// has one position and one out channel; neighbouring threads neighbouring channels.
+// The parts of K summed in their order, so that the result is the same on every run; then bias and activation. A block
+// has kSumRows positions of 32 columns, and turns them round for row-major output.
+constexpr int kSumRows = 32;
 template <class V>
 __global__ void __launch_bounds__(kPrepareThreads) sum_splits(const Arguments a, const TileConfig tile) {
+  __shared__ float sums[kSumRows][33];
   const int columns = a.groups * a.out_blocks * tile.channels;
-  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPrepareThreads + threadIdx.x;
-  const std::int64_t row = index / columns;
-  const int column = static_cast<int>(index - row * columns);
-  if (row >= a.tiles * tile.positions) return;
-  const int group = column / (a.out_blocks * tile.channels), out = column - group * a.out_blocks * tile.channels;
-  if (out >= a.group_out) return;
-  const Position at = locate(a, tile, row / tile.positions, static_cast<int>(row % tile.positions));
-  if (!at.inside) return;
-  const std::int64_t step = a.tiles * tile.positions * columns;
-  float sum = a.partial[index];
-  for (int split = 1; split < a.splits; ++split) sum += a.partial[split * step + index];
-  store_result<V>(a, at, group * a.group_out + out, sum);
+  const std::int64_t rows = a.tiles * tile.positions, first_row = static_cast<std::int64_t>(blockIdx.x) * kSumRows;
+  const int first_column = static_cast<int>(blockIdx.y) * 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t step = rows * columns;
+#pragma unroll
+  for (int r = static_cast<int>(threadIdx.x) / 32; r < kSumRows; r += kPrepareThreads / 32) {
+    float sum = 0;
+    if (first_row + r < rows) {  // columns are a multiple of 32
+      const float* from = a.partial + (first_row + r) * columns + first_column + lane;
+      sum = from[0];
+      for (int split = 1; split < a.splits; ++split) sum += from[split * step];
+    }
+    sums[r][lane] = sum;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.x) / 32; i < kSumRows; i += kPrepareThreads / 32) {
+    const int r = a.channels_last_out != 0 ? i : lane, column = first_column + (a.channels_last_out != 0 ? lane : i);
+    const int group = column / (a.out_blocks * tile.channels), out = column - group * a.out_blocks * tile.channels;
+    const std::int64_t row = first_row + r;
+    if (row >= rows || out >= a.group_out) continue;
+    const Position at = locate(a, tile, row / tile.positions, static_cast<int>(row % tile.positions));
+    if (at.inside) store_result<V>(a, at, group * a.group_out + out, sums[r][column - first_column]);
+  }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "centermask/deform_conv2d.h"
 #include "cuda/runtime.h"
@@ -117,28 +118,33 @@ __device__ __forceinline__ float4 corner_weights(const Place& place) {
 
 // ---- four channels at a time, in float ----
 template <class T>
-struct Four;
-template <>
-struct Four<float> {
-  __device__ __forceinline__ static float4 load(const float* from) { return *reinterpret_cast<const float4*>(from); }
+struct Four {  // __half and __nv_bfloat16
+  using Bits = uint2;
 };
 template <>
-struct Four<__half> {
-  __device__ __forceinline__ static float4 load(const __half* from) {
-    const uint2 bits = *reinterpret_cast<const uint2*>(from);
+struct Four<float> {
+  using Bits = uint4;
+};
+
+template <class T>
+__device__ __forceinline__ typename Four<T>::Bits load_four(const T* from) {
+  return *reinterpret_cast<const typename Four<T>::Bits*>(from);
+}
+
+template <class T>
+__device__ __forceinline__ float4 four_floats(const typename Four<T>::Bits& bits) {
+  if constexpr (sizeof(T) == 4) {
+    return make_float4(__uint_as_float(bits.x), __uint_as_float(bits.y), __uint_as_float(bits.z),
+                       __uint_as_float(bits.w));
+  } else if constexpr (std::is_same_v<T, __half>) {
     const float2 low = __half22float2(reinterpret_cast<const __half2&>(bits.x));
     const float2 high = __half22float2(reinterpret_cast<const __half2&>(bits.y));
     return make_float4(low.x, low.y, high.x, high.y);
-  }
-};
-template <>
-struct Four<__nv_bfloat16> {
-  __device__ __forceinline__ static float4 load(const __nv_bfloat16* from) {
-    const uint2 bits = *reinterpret_cast<const uint2*>(from);
+  } else {
     return make_float4(__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u),
                        __uint_as_float(bits.y << 16), __uint_as_float(bits.y & 0xffff0000u));
   }
-};
+}
 
 __device__ __forceinline__ float to_float(float value) { return value; }
 __device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
