@@ -121,11 +121,11 @@ void run(const Shape& s, std::int64_t batch, DType dtype, bool tf32, const std::
       const double us = problem != nullptr || times.empty() ? NAN : static_cast<double>(times[times.size() / 2]);
       const double flops = 2.0 * 9 * static_cast<double>(batch * pixels * s.c * s.out);
       std::printf(
-          "%s%s %lld->%lld@%lldx%lld %s tile %dx%d warps %dx%d blocks %d splits %d patches %d half_blend %d: "
+          "%s%s %lld->%lld@%lldx%lld %s%s tile %dx%d warps %dx%d blocks %d splits %d patches %d half_blend %d: "
           "%.1f us %.0f TFLOP/s difference %.1e\n",
           dtype_name(dtype), tf32 ? "(tf32)" : "", static_cast<long long>(s.c), static_cast<long long>(s.out),
-          static_cast<long long>(s.side), static_cast<long long>(s.side), last ? "nhwc" : "nchw", t.tile.positions,
-          t.tile.channels, t.tile.warps_m, t.tile.warps_n, t.tile.blocks_per_sm, t.splits, t.patches,
+          static_cast<long long>(s.side), static_cast<long long>(s.side), last ? "nhwc" : "nchw", t.simt ? " simt" : "",
+          t.tile.positions, t.tile.channels, t.tile.warps_m, t.tile.warps_n, t.tile.blocks_per_sm, t.splits, t.patches,
           t.half_blend ? 1 : 0, us, flops / us * 1e-6, std::sqrt(difference / (square + 1e-30)));
       std::fflush(stdout);
       require(cudaEventDestroy(begin));
@@ -144,7 +144,7 @@ int main(int argc, char** argv) {
   for (const Shape& s : shapes) {
     std::vector<Tuning> tunings(1);
     const auto add = [&](deform_forward::TileConfig tile, int splits, int patches, bool half_blend) {
-      tunings.push_back({tile, splits, patches, half_blend});
+      tunings.push_back({tile, splits, patches, false, half_blend});
     };
     for (int half_blend = 0; half_blend < 2; ++half_blend) {
       const bool half = half_blend != 0;
@@ -174,8 +174,10 @@ int main(int argc, char** argv) {
             s.out > 128 ? 4 : 1, 0, false);
     }
     run<__half>(s, batch, DType::kFloat16, false, tunings);
-    run<float>(s, batch, DType::kFloat32, true, std::vector<Tuning>(1));
-    run<float>(s, batch, DType::kFloat32, false, std::vector<Tuning>(1));
+    std::vector<Tuning> plain(1);
+    run<float>(s, batch, DType::kFloat32, true, plain);
+    plain.push_back({{1, 0, 0, 0, 0}, 0, -1, true, false});
+    run<float>(s, batch, DType::kFloat32, false, plain);
   }
   return 0;
 }

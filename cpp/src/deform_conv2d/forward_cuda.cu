@@ -138,8 +138,9 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   a.x_image = strides[0];
   a.x_row = static_cast<std::int32_t>(strides[2]), a.x_pixel = static_cast<std::int32_t>(strides[3]);
 
-  const bool half = s.dtype != DType::kFloat32;
-  plan.kernel = capability >= 80 && (half || params.allow_tf32) ? Kernel::kMma : Kernel::kSimt;
+  plan.full_precision = s.dtype == DType::kFloat32 && !params.allow_tf32;
+  plan.kernel = capability >= 80 && !tuning.simt ? Kernel::kMma : Kernel::kSimt;
+  const bool wide_fits = shared_limit >= operand_bytes(Kernel::kMma, kWide) + 9 * 128 * kPlaceBytes;
   if (plan.kernel == Kernel::kSimt) {
     plan.tile = a.group_out <= 64 || a.positions < 128 * multiprocessors ? kSimtNarrow : kSimtWide;
   } else if (a.group_out <= 64) {
@@ -147,7 +148,7 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   } else if (a.group_out <= 128) {
     plan.tile = kMiddle;
   } else {
-    plan.tile = shared_limit >= operand_bytes(Kernel::kMma, kWide) + 9 * 128 * kPlaceBytes ? kWide : kWideSmall;
+    plan.tile = wide_fits && !plan.full_precision ? kWide : kWideSmall;
   }
   if (plan.kernel == Kernel::kMma && tuning.tile.positions > 0) plan.tile = tuning.tile;
   plan_tiles(plan, multiprocessors, shared_limit, tuning);
@@ -196,11 +197,9 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
   p.steps = a.steps, p.segments = a.segments, p.segment_channels = a.segment_channels, p.chunks = a.chunks;
   p.taps = a.taps, p.table_taps = a.table_taps, p.kernel_w = a.kernel_w;
   const dim3 grid = grid_1d(p.vectors + 1), block(kPrepareThreads, 1, 1);
-  if (plan.kernel == Kernel::kSimt) {
-    cuda::launch(kOp, pack_weights<V, false, false>, grid, block, 0, stream, p);
-  } else {
-    cuda::launch(kOp, pack_weights<V, true, std::is_same<V, float>::value>, grid, block, 0, stream, p);
-  }
+  p.tf32 = plan.kernel == Kernel::kMma && !plan.full_precision ? 1 : 0;
+  cuda::launch(kOp, plan.kernel == Kernel::kMma ? pack_weights<V, true> : pack_weights<V, false>, grid, block, 0,
+               stream, p);
 }
 
 // The configurations that are compiled, tried in order until one is the plan's.
@@ -214,10 +213,10 @@ bool launch_mma_if(const Plan& plan, const dim3& grid, const CudaStream& stream)
 
 template <class Type>
 void launch_mma(const Plan& plan, const dim3& grid, const CudaStream& stream) {
-  bool launched = launch_mma_if<Type, 128, 256, 2, 4, 1>(plan, grid, stream) ||
-                  launch_mma_if<Type, 64, 256, 2, 4, 1>(plan, grid, stream) ||
+  bool launched = launch_mma_if<Type, 64, 256, 2, 4, 1>(plan, grid, stream) ||
                   launch_mma_if<Type, 128, 128, 2, 4, 1>(plan, grid, stream) ||
-                  launch_mma_if<Type, 128, 64, 4, 2, 2>(plan, grid, stream);
+                  launch_mma_if<Type, 128, 64, 4, 2, Type::kApart ? 1 : 2>(plan, grid, stream);
+  if constexpr (!Type::kApart) launched = launched || launch_mma_if<Type, 128, 256, 2, 4, 1>(plan, grid, stream);
 #if defined(CENTERMASK_TUNING)
   launched = launched || launch_mma_if<Type, 64, 256, 1, 4, 2>(plan, grid, stream) ||
              launch_mma_if<Type, 128, 128, 2, 2, 2>(plan, grid, stream) ||
@@ -343,7 +342,12 @@ void forward_tuned(const TensorView& x, const TensorView& weight, const TensorVi
     case DType::kBFloat16:
       run<BFloat16, MmaBFloat16>(plan, x, weight, offset, mask, bias, workspace, output, stream);
       break;
-    default: run<Float32, MmaTf32>(plan, x, weight, offset, mask, bias, workspace, output, stream);
+    default:
+      if (plan.full_precision) {
+        run<Float32, MmaFloat32>(plan, x, weight, offset, mask, bias, workspace, output, stream);
+        break;
+      }
+      run<Float32, MmaTf32>(plan, x, weight, offset, mask, bias, workspace, output, stream);
   }
 }
 

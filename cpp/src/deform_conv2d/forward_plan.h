@@ -72,6 +72,7 @@ struct Tuning {
   TileConfig tile{0, 0, 0, 0, 0};  // one of those compiled; 0 positions: chosen
   int splits = 0;                  // 0: chosen
   int patches = -1;                // 0: runs of positions, 1: patches, -1: chosen
+  bool simt = false;               // no tensor cores
   bool half_blend = false;         // float16: samples blended in half precision
 };
 
@@ -80,6 +81,7 @@ struct Plan {
   Kernel kernel = Kernel::kSimt;
   TileConfig tile{};
   bool copy_x = false;
+  bool full_precision = false;  // float32 that is not to be rounded to tf32
   bool half_blend = false;
   Arguments arguments{};  // without the pointers
   std::int64_t shared_bytes = 0;
