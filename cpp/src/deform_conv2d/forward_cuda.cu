@@ -303,7 +303,14 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
   const dim3 grid(static_cast<unsigned>(a.tiles * a.groups * a.out_blocks), static_cast<unsigned>(a.splits), 1);
   if (plan.kernel == Kernel::kWgmma) {
 #if defined(CENTERMASK_SM90A)
-    if constexpr (!Mma::kApart) launch_wgmma<Mma>(plan, grid, stream);
+#if defined(CENTERMASK_TUNING)
+    if (plan.half_blend && std::is_same<V, __half>::value) {
+      launch_wgmma<MmaFloat16HalfBlend>(plan, grid, stream);
+    } else
+#endif
+        if constexpr (!Mma::kApart) {
+      launch_wgmma<Mma>(plan, grid, stream);
+    }
 #endif
   } else if (plan.kernel == Kernel::kMma) {
 #if defined(CENTERMASK_TUNING)
