@@ -1,7 +1,7 @@
 """Times the CUDA kernels beside their peers on one GPU, one call of each in turn.
 
-    python benchmarks/cuda.py --out results/            (about three minutes)
-    python benchmarks/cuda.py --out results/ --quick    (under one)
+    python benchmarks/cuda_ops.py --out results/            (about three minutes)
+    python benchmarks/cuda_ops.py --out results/ --quick    (under one)
 
 Medians in milliseconds, warm, by CUDA events. Each row has two columns: `graph`, replays of a CUDA graph of a few calls
 on different inputs, which has no launch overhead and is what the ratios are taken of; and `call`, the call from Python,
