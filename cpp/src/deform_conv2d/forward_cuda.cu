@@ -47,7 +47,7 @@ bool vectors_in_place(const TensorView& x, std::int64_t segment_channels) {
   return fits;
 }
 
-void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit) {
+void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit, const Tuning& tuning) {
   const DeformConv2dShape& s = plan.shape;
   Arguments& a = plan.arguments;
   const TileConfig& tile = plan.tile;
@@ -59,7 +59,8 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit) {
   a.patches_x = static_cast<std::int32_t>(divide_up(s.out_width, a.patch_w));
   a.patches_y = static_cast<std::int32_t>(divide_up(s.out_height, a.patch_h));
   a.tiles = s.batch * a.patches_x * a.patches_y;
-  if (a.tiles * 16 > runs * 17) a.patch_w = 0, a.tiles = runs;
+  const bool patches = tuning.patches >= 0 ? tuning.patches != 0 : a.tiles * 16 <= runs * 17;
+  if (!patches) a.patch_w = 0, a.tiles = runs;
 
   const std::int64_t operands = operand_bytes(plan.kernel, tile), per_tap = tile.positions * kPlaceBytes;
   std::int64_t table_taps = (shared_limit - operands) / per_tap;
@@ -73,6 +74,7 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit) {
   std::int64_t splits = blocks == 0 ? 1 : multiprocessors * (tile.blocks_per_sm > 1 ? 2 : 1) / blocks;
   if (splits > a.steps / 6) splits = a.steps / 6;
   if (splits > 16) splits = 16;
+  if (tuning.splits > 0) splits = tuning.splits < a.steps ? tuning.splits : a.steps;
   if (static_cast<std::int64_t>(a.groups) * a.out_blocks * tile.channels > 65535 * 32) splits = 1;  // the sum's grid
   a.splits = static_cast<std::int32_t>(splits < 1 ? 1 : splits);
   if (a.splits > 1) {
@@ -83,8 +85,9 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit) {
 }
 
 Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
-               const TensorView& bias, const DeformConv2dParams& params) {
+               const TensorView& bias, const DeformConv2dParams& params, const Tuning& tuning) {
   Plan plan;
+  plan.half_blend = tuning.half_blend;
   plan.shape = deform_conv2d_shape(x, weight, offset, mask, bias, params);
   const DeformConv2dShape& s = plan.shape;
   if (x.device.type != DeviceType::kCuda) fail(ErrorKind::kValue, kOp, ": x must be on a CUDA device");
@@ -135,8 +138,9 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   a.x_image = strides[0];
   a.x_row = static_cast<std::int32_t>(strides[2]), a.x_pixel = static_cast<std::int32_t>(strides[3]);
 
-  const bool half = s.dtype != DType::kFloat32;
-  plan.kernel = capability >= 80 && (half || params.allow_tf32) ? Kernel::kMma : Kernel::kSimt;
+  plan.full_precision = s.dtype == DType::kFloat32 && !params.allow_tf32;
+  plan.kernel = capability >= 80 && !tuning.simt ? Kernel::kMma : Kernel::kSimt;
+  const bool wide_fits = shared_limit >= operand_bytes(Kernel::kMma, kWide) + 9 * 128 * kPlaceBytes;
   if (plan.kernel == Kernel::kSimt) {
     plan.tile = a.group_out <= 64 || a.positions < 128 * multiprocessors ? kSimtNarrow : kSimtWide;
   } else if (a.group_out <= 64) {
@@ -144,9 +148,10 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   } else if (a.group_out <= 128) {
     plan.tile = kMiddle;
   } else {
-    plan.tile = shared_limit >= operand_bytes(Kernel::kMma, kWide) + 9 * 128 * kPlaceBytes ? kWide : kWideSmall;
+    plan.tile = wide_fits && !plan.full_precision ? kWide : kWideSmall;
   }
-  plan_tiles(plan, multiprocessors, shared_limit);
+  if (plan.kernel == Kernel::kMma && tuning.tile.positions > 0) plan.tile = tuning.tile;
+  plan_tiles(plan, multiprocessors, shared_limit, tuning);
   plan.packed_bytes = a.groups * a.out_blocks * a.steps * plan.tile.channels * kChunkVectors * kVectorBytes;
   return plan;
 }
@@ -192,17 +197,12 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
   p.steps = a.steps, p.segments = a.segments, p.segment_channels = a.segment_channels, p.chunks = a.chunks;
   p.taps = a.taps, p.table_taps = a.table_taps, p.kernel_w = a.kernel_w;
   const dim3 grid = grid_1d(p.vectors + 1), block(kPrepareThreads, 1, 1);
-  if (plan.kernel == Kernel::kSimt) {
-    cuda::launch(kOp, pack_weights<V, false, false>, grid, block, 0, stream, p);
-  } else {
-    cuda::launch(kOp, pack_weights<V, true, std::is_same<V, float>::value>, grid, block, 0, stream, p);
-  }
+  p.tf32 = plan.kernel == Kernel::kMma && !plan.full_precision ? 1 : 0;
+  cuda::launch(kOp, plan.kernel == Kernel::kMma ? pack_weights<V, true> : pack_weights<V, false>, grid, block, 0,
+               stream, p);
 }
 
 // The configurations that are compiled, tried in order until one is the plan's.
-template <class Type, class... Configs>
-struct MmaConfigs;
-
 template <class Type, int kM, int kN, int kWarpsM, int kWarpsN, int kBlocks>
 bool launch_mma_if(const Plan& plan, const dim3& grid, const CudaStream& stream) {
   if (!same(plan.tile, TileConfig{kM, kN, kWarpsM, kWarpsN, kBlocks})) return false;
@@ -213,10 +213,20 @@ bool launch_mma_if(const Plan& plan, const dim3& grid, const CudaStream& stream)
 
 template <class Type>
 void launch_mma(const Plan& plan, const dim3& grid, const CudaStream& stream) {
-  const bool launched = launch_mma_if<Type, 128, 256, 2, 4, 1>(plan, grid, stream) ||
-                        launch_mma_if<Type, 64, 256, 2, 4, 1>(plan, grid, stream) ||
-                        launch_mma_if<Type, 128, 128, 2, 4, 1>(plan, grid, stream) ||
-                        launch_mma_if<Type, 128, 64, 4, 2, 2>(plan, grid, stream);
+  bool launched = launch_mma_if<Type, 64, 256, 2, 4, 1>(plan, grid, stream) ||
+                  launch_mma_if<Type, 128, 128, 2, 4, 1>(plan, grid, stream) ||
+                  launch_mma_if<Type, 128, 64, 4, 2, Type::kApart ? 1 : 2>(plan, grid, stream);
+  if constexpr (!Type::kApart) launched = launched || launch_mma_if<Type, 128, 256, 2, 4, 1>(plan, grid, stream);
+#if defined(CENTERMASK_TUNING)
+  launched = launched || launch_mma_if<Type, 64, 256, 1, 4, 2>(plan, grid, stream) ||
+             launch_mma_if<Type, 128, 128, 2, 2, 2>(plan, grid, stream) ||
+             launch_mma_if<Type, 64, 128, 2, 4, 2>(plan, grid, stream) ||
+             launch_mma_if<Type, 64, 128, 1, 4, 3>(plan, grid, stream) ||
+             launch_mma_if<Type, 128, 64, 4, 1, 3>(plan, grid, stream) ||
+             launch_mma_if<Type, 128, 64, 2, 2, 3>(plan, grid, stream) ||
+             launch_mma_if<Type, 64, 64, 2, 2, 4>(plan, grid, stream) ||
+             launch_mma_if<Type, 256, 64, 8, 1, 1>(plan, grid, stream);
+#endif
   if (!launched) fail(ErrorKind::kRuntime, kOp, ": no kernel for the planned tile");
 }
 
@@ -259,13 +269,19 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
   a.offset = offset.data;
   a.mask = mask.present() ? mask.data : nullptr;
   a.bias = bias.present() ? bias.data : nullptr;
+  a.bias_stride = bias.present() ? bias.stride[0] : 0;
   a.output = output.data;
   for (int i = 0; i < 4; ++i) a.output_stride[i] = output.stride[i];
   lay_out_output(a, plan.shape);
 
   const dim3 grid(static_cast<unsigned>(a.tiles * a.groups * a.out_blocks), static_cast<unsigned>(a.splits), 1);
   if (plan.kernel == Kernel::kMma) {
-    launch_mma<Mma>(plan, grid, stream);
+#if defined(CENTERMASK_TUNING)
+    if (plan.half_blend && std::is_same<V, __half>::value) {
+      launch_mma<MmaFloat16HalfBlend>(plan, grid, stream);
+    } else
+#endif
+      launch_mma<Mma>(plan, grid, stream);
   } else {
     launch_simt<Simt>(plan, grid, stream);
   }
@@ -296,19 +312,16 @@ void check_output(const DeformConv2dShape& s, const TensorView& x, const TensorV
 }
 
 }  // namespace
-}  // namespace deform_forward
 
-using namespace deform_forward;
-
-std::size_t deform_conv2d_workspace_cuda(const TensorView& x, const TensorView& weight, const TensorView& offset,
-                                         const TensorView& mask, const DeformConv2dParams& params) {
-  return workspace_bytes(make_plan(x, weight, offset, mask, {}, params));
+std::size_t workspace_tuned(const TensorView& x, const TensorView& weight, const TensorView& offset,
+                            const TensorView& mask, const DeformConv2dParams& params, const Tuning& tuning) {
+  return workspace_bytes(make_plan(x, weight, offset, mask, {}, params, tuning));
 }
 
-void deform_conv2d_cuda(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
-                        const TensorView& bias, const DeformConv2dParams& params, const Workspace& workspace,
-                        const TensorView& output, const CudaStream& stream) {
-  Plan plan = make_plan(x, weight, offset, mask, bias, params);
+void forward_tuned(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
+                   const TensorView& bias, const DeformConv2dParams& params, const Workspace& workspace,
+                   const TensorView& output, const CudaStream& stream, const Tuning& tuning) {
+  Plan plan = make_plan(x, weight, offset, mask, bias, params, tuning);
   check_output(plan.shape, x, output);
   if (stream.device != x.device.index) {
     fail(ErrorKind::kValue, kOp, ": the stream must be of the device of x, ", x.device.index, ", got ", stream.device);
@@ -329,8 +342,26 @@ void deform_conv2d_cuda(const TensorView& x, const TensorView& weight, const Ten
     case DType::kBFloat16:
       run<BFloat16, MmaBFloat16>(plan, x, weight, offset, mask, bias, workspace, output, stream);
       break;
-    default: run<Float32, MmaTf32>(plan, x, weight, offset, mask, bias, workspace, output, stream);
+    default:
+      if (plan.full_precision) {
+        run<Float32, MmaFloat32>(plan, x, weight, offset, mask, bias, workspace, output, stream);
+        break;
+      }
+      run<Float32, MmaTf32>(plan, x, weight, offset, mask, bias, workspace, output, stream);
   }
+}
+
+}  // namespace deform_forward
+
+std::size_t deform_conv2d_workspace_cuda(const TensorView& x, const TensorView& weight, const TensorView& offset,
+                                         const TensorView& mask, const DeformConv2dParams& params) {
+  return deform_forward::workspace_tuned(x, weight, offset, mask, params, {});
+}
+
+void deform_conv2d_cuda(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
+                        const TensorView& bias, const DeformConv2dParams& params, const Workspace& workspace,
+                        const TensorView& output, const CudaStream& stream) {
+  deform_forward::forward_tuned(x, weight, offset, mask, bias, params, workspace, output, stream, {});
 }
 
 }  // namespace centermask

@@ -36,6 +36,7 @@ struct Arguments {
   std::int64_t offset_stride[4], mask_stride[4];
   std::int32_t places_in_float;  // offset and mask are float32, not T
   const void* bias;
+  std::int64_t bias_stride;
   void* output;
   std::int64_t output_stride[4];
   std::int32_t channels_last_out;  // output's channels follow each other
@@ -66,15 +67,32 @@ struct Arguments {
 
 enum class Kernel : std::uint8_t { kMma, kSimt };
 
+// Instead of what the plan would choose; for benchmarks/cpp/deform_conv2d_tiles.cu.
+struct Tuning {
+  TileConfig tile{0, 0, 0, 0, 0};  // one of those compiled; 0 positions: chosen
+  int splits = 0;                  // 0: chosen
+  int patches = -1;                // 0: runs of positions, 1: patches, -1: chosen
+  bool simt = false;               // no tensor cores
+  bool half_blend = false;         // float16: samples blended in half precision
+};
+
 struct Plan {
   DeformConv2dShape shape;
   Kernel kernel = Kernel::kSimt;
   TileConfig tile{};
   bool copy_x = false;
+  bool full_precision = false;  // float32 that is not to be rounded to tf32
+  bool half_blend = false;
   Arguments arguments{};  // without the pointers
   std::int64_t shared_bytes = 0;
   // Parts of the workspace, 0 bytes where they are not needed.
   std::int64_t x_bytes = 0, packed_bytes = 0, partial_bytes = 0;
 };
+
+std::size_t workspace_tuned(const TensorView& x, const TensorView& weight, const TensorView& offset,
+                            const TensorView& mask, const DeformConv2dParams& params, const Tuning& tuning);
+void forward_tuned(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
+                   const TensorView& bias, const DeformConv2dParams& params, const Workspace& workspace,
+                   const TensorView& output, const CudaStream& stream, const Tuning& tuning);
 
 }  // namespace centermask::deform_forward

@@ -58,11 +58,12 @@ struct PackArguments {
   std::int64_t vectors, steps;  // vectors of 16 bytes in all; steps of K
   std::int32_t group_out, out_blocks, columns;
   std::int32_t segments, segment_channels, chunks, taps, table_taps, kernel_w;
+  std::int32_t tf32;  // round float32 to it
 };
 
 // One vector of the packed weights a thread. For mma in the order that forward_mma.cuh describes; for SIMT a tile is
 // [channel of the chunk][column].
-template <class V, bool kMma, bool kTf32>
+template <class V, bool kMma>
 __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArguments a) {
   constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V));
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPrepareThreads + threadIdx.x;
@@ -102,7 +103,7 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
                   (static_cast<std::int64_t>(segment) * a.segment_channels + channel) * a.stride[1] +
                   tap / a.kernel_w * a.stride[2] + tap % a.kernel_w * a.stride[3]];
     }
-    if constexpr (kTf32) value = bit_copy<float>(cuda::to_tf32(value));
+    if constexpr (sizeof(V) == 4) value = a.tf32 != 0 ? bit_copy<V>(cuda::to_tf32(value)) : value;
     values[e] = value;
   }
   static_cast<uint4*>(a.to)[index] = *reinterpret_cast<const uint4*>(values);
