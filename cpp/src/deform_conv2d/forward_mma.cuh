@@ -129,6 +129,33 @@ __device__ __forceinline__ int sample_at(int row, int vector) {
   return row / 8 * kRowsBytes + half * (kRowsBytes / 2) + (((row % 8) ^ half) * 4 + vector % 4) * kVectorBytes;
 }
 
+// A part of K's sums into the workspace. Lane 4*g + t holds channels g and g+8 and positions 2t and 2t+1 of each 16 x 8
+// tile.
+template <int kM, int kN, int kWarpsM, int kWarpsN>
+__device__ __forceinline__ void write_partial(const Arguments& a, const Work& work,
+                                              const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4]) {
+  constexpr int kTilesM = kM / kWarpsM / 8, kTilesN = kN / kWarpsN / 16;
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM;
+#pragma unroll
+  for (int m = 0; m < kTilesM; ++m) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int row = (warp_m * kTilesM + m) * 8 + lane % 4 * 2 + j;
+      float* const to =
+          a.partial +
+          ((static_cast<std::int64_t>(cuda::computed_here(blockIdx.y)) * a.tiles + work.tile) * kM + row) *
+              (static_cast<std::int64_t>(a.groups * a.out_blocks) * kN) +
+          work.group_block * kN + warp_n * kTilesN * 16 + lane / 4;
+#pragma unroll
+      for (int n = 0; n < kTilesN; ++n) {
+        to[n * 16] = sums[n][m][j];
+        to[n * 16 + 8] = sums[n][m][2 + j];
+      }
+    }
+  }
+}
+
 // Bias, activation and the way of a tile from registers to the output, through shared memory so that whole sectors are
 // written whichever the layout: staged with positions inside for row-major output, with channels inside for
 // channels-last.
@@ -350,24 +377,7 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
 
   const Work done(a, cuda::computed_here(blockIdx.x));
   if (a.partial != nullptr) {
-    // Lane 4*g + t holds channels g and g+8 and positions 2t and 2t+1 of each 16 x 8 tile.
-#pragma unroll
-    for (int m = 0; m < kTilesM; ++m) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int row = (warp_m * kTilesM + m) * 8 + lane % 4 * 2 + j;
-        float* const to =
-            a.partial +
-            ((static_cast<std::int64_t>(cuda::computed_here(blockIdx.y)) * a.tiles + done.tile) * kM + row) *
-                (static_cast<std::int64_t>(a.groups * a.out_blocks) * kN) +
-            done.group_block * kN + warp_n * kTilesN * 16 + lane / 4;
-#pragma unroll
-        for (int n = 0; n < kTilesN; ++n) {
-          to[n * 16] = sums[n][m][j];
-          to[n * 16 + 8] = sums[n][m][2 + j];
-        }
-      }
-    }
+    write_partial<kM, kN, kWarpsM, kWarpsN>(a, done, sums);
   } else {
     write_tile<V, kM, kN, kWarpsM, kWarpsN, 2 * (kABytes + kBBytes)>(a, kTile, done.tile, done.group, done.out_block,
                                                                      memory, sums);
