@@ -132,11 +132,10 @@ __device__ __forceinline__ int sample_at(int row, int vector) {
 // A part of K's sums into the workspace. Lane 4*g + t holds channels g and g+8 and positions 2t and 2t+1 of each 16 x 8
 // tile.
 template <int kM, int kN, int kWarpsM, int kWarpsN>
-__device__ __forceinline__ void write_partial(const Arguments& a, const Work& work,
+__device__ __forceinline__ void write_partial(const Arguments& a, const Work& work, int warp_m, int warp_n,
                                               const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4]) {
   constexpr int kTilesM = kM / kWarpsM / 8, kTilesN = kN / kWarpsN / 16;
-  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM;
+  const int lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
   for (int m = 0; m < kTilesM; ++m) {
 #pragma unroll
@@ -161,7 +160,7 @@ __device__ __forceinline__ void write_partial(const Arguments& a, const Work& wo
 // channels-last.
 template <class V, int kM, int kN, int kWarpsM, int kWarpsN, int kBytes>
 __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig& config, std::int64_t tile, int group,
-                                           int out_block, unsigned char* memory,
+                                           int out_block, unsigned char* memory, int warp_m, int warp_n,
                                            const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4]) {
   constexpr int kThreads = 32 * kWarpsM * kWarpsN;
   constexpr int kTilesM = kM / kWarpsM / 8, kTilesN = kN / kWarpsN / 16;
@@ -174,8 +173,6 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
                 "a pass fits");
   V* const staged = reinterpret_cast<V*>(memory);
   const int thread = static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.x % 32);
-  const int warp = static_cast<int>(threadIdx.x / 32);
-  const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM;
   const int channel_end = a.group_out - out_block * kN;  // columns that exist
 #pragma unroll
   for (int pass = 0; pass < kPasses; ++pass) {
@@ -378,10 +375,10 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
 
   const Work done(a, cuda::computed_here(blockIdx.x));
   if (a.partial != nullptr) {
-    write_partial<kM, kN, kWarpsM, kWarpsN>(a, done, sums);
+    write_partial<kM, kN, kWarpsM, kWarpsN>(a, done, warp_m, warp_n, sums);
   } else {
     write_tile<V, kM, kN, kWarpsM, kWarpsN, 2 * (kABytes + kBBytes)>(a, kTile, done.tile, done.group, done.out_block,
-                                                                     memory, sums);
+                                                                     memory, warp_m, warp_n, sums);
   }
 }
 
