@@ -90,15 +90,15 @@ struct MmaFloat32 : Float32 {
 };
 
 template <class Type>
-__device__ __forceinline__ uint4 sample(Type type, const Neighbours& n) {
+__device__ __forceinline__ uint4 sample(Type type, const Neighbours& n, const float4& weights) {
   float values[Type::kElements];
-  blend(type, n, values);
+  blend(type, n, weights, values);
   return Type::operand(values);
 }
 #if defined(CENTERMASK_TUNING)
-__device__ __forceinline__ uint4 sample(MmaFloat16HalfBlend, const Neighbours& n) {
-  const __half2 weights[4] = {__float2half2_rn(n.weights.x), __float2half2_rn(n.weights.y),
-                              __float2half2_rn(n.weights.z), __float2half2_rn(n.weights.w)};
+__device__ __forceinline__ uint4 sample(MmaFloat16HalfBlend, const Neighbours& n, const float4& places) {
+  const __half2 weights[4] = {__float2half2_rn(places.x), __float2half2_rn(places.y), __float2half2_rn(places.z),
+                              __float2half2_rn(places.w)};
   unsigned result[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -295,7 +295,8 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
   };
   const auto gather_one = [&](int i, Neighbours& n) { gather(a, places, entry + i * kRowStep, pixels, n); };
   const auto write_one = [&](int i, int to, const Neighbours& n) {
-    *reinterpret_cast<uint4*>(my_samples + to * kABytes + i * (kRowStep / 8) * kRowsBytes) = sample(Type(), n);
+    *reinterpret_cast<uint4*>(my_samples + to * kABytes + i * (kRowStep / 8) * kRowsBytes) =
+        sample(Type(), n, places.weights[entry + i * kRowStep]);
   };
 
   load_weights(0);

@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kN / 64 * 128, kBlocks) forward_wgmma(const Ar
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         *reinterpret_cast<uint4*>(my_samples + stage * kABytes + (first + i) * kRowStep * kChunkBytes) =
-            sample(Type(), neighbours[i]);
+            sample(Type(), neighbours[i], places.weights[entry + (first + i) * kRowStep]);
       }
     }
   };
