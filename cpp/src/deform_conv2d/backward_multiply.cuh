@@ -43,18 +43,18 @@ __device__ __forceinline__ void round_operand(std::uint32_t& bits) {
 }
 
 // An operand in two parts.
-struct Split {
-  std::uint32_t high, low;
-  __device__ __forceinline__ explicit Split(std::uint32_t bits)
-      : high(cuda::to_tf32(__uint_as_float(bits))),
-        low(__float_as_uint(__uint_as_float(bits) - __uint_as_float(high))) {}
-};
+__device__ __forceinline__ void divide(std::uint32_t bits, std::uint32_t& high, std::uint32_t& low) {
+  high = cuda::to_tf32(__uint_as_float(bits));
+  low = __float_as_uint(__uint_as_float(bits) - __uint_as_float(high));
+}
 
 __device__ __forceinline__ void mma_float32(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                                             std::uint32_t b1) {
-  const Split a0(a[0]), a1(a[1]), a2(a[2]), a3(a[3]), first(b0), second(b1);
-  const std::uint32_t a_high[4] = {a0.high, a1.high, a2.high, a3.high}, a_low[4] = {a0.low, a1.low, a2.low, a3.low};
-  const std::uint32_t b_high[2] = {first.high, second.high}, b_low[2] = {first.low, second.low};
+  std::uint32_t a_high[4], a_low[4], b_high[2], b_low[2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) divide(a[i], a_high[i], a_low[i]);
+  divide(b0, b_high[0], b_low[0]);
+  divide(b1, b_high[1], b_low[1]);
   mma<float>(c, a_low, b_high);
   mma<float>(c, a_high, b_low);
   mma<float>(c, a_high, b_high);
