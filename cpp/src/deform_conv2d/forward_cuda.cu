@@ -51,8 +51,12 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
   const std::int64_t blocks =
       static_cast<std::int64_t>(a.groups) * a.out_blocks * (plan.tile.channels / kPackRows) * a.segments * a.chunks;
   if (blocks > kMaxInt) fail(ErrorKind::kUnsupported, kOp, ": weight is too large, got ", shape_text(weight));
-  cuda::launch(kOp, pack_weights<V>, dim3(static_cast<unsigned>(blocks), 1, 1), dim3(kPrepareThreads, 1, 1), 0, stream,
-               p);
+  // Few blocks would wait long for their loads, so that then each has a few taps only.
+  p.taps_at_once = blocks >= 256 ? kPackTaps : blocks >= 64 ? 3 : 1;
+  const std::int64_t parts = divide_up(a.taps, p.taps_at_once);
+  cuda::launch(kOp, pack_weights<V>,
+               dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(parts < 64 ? parts : 64)),
+               dim3(kPrepareThreads, 1, 1), 0, stream, p);
 }
 
 // The configurations that are compiled, tried in order until one is the plan's.
