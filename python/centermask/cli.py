@@ -111,7 +111,7 @@ def _predict(options: argparse.Namespace) -> int:
     if options.coco:
         sinks.append(predict_files.CocoSink(Path(options.coco), predictor.info))
     if options.save_labels == "coco":
-        sinks.append(predict_files.CocoSink(out / "annotations.json", predictor.info))
+        sinks.append(predict_files.CocoSink(out / "annotations.json", predictor.info, polygons=True))
     if options.save_labels == "yolo":
         sinks.append(predict_files.YoloSink(out, predictor.info))
     tally = predict_files.predict_files(predictor, files, out, sinks, names=names)

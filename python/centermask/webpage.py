@@ -62,7 +62,7 @@ rect.l0 { fill: var(--a); stroke: none; } rect.l1 { fill: var(--b); stroke: none
 td.cell { background: color-mix(in srgb, var(--a) calc(var(--p) * 1%), transparent); }
 """
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 320, 220, 34, 30, 12
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 320, 220, 34, 30, 18
 
 
 def page(title: str, body: Iterable[str]) -> str:

@@ -78,13 +78,14 @@ def _cell(value: float | None) -> str:
 def _classes(values: Mapping[str, Any], analysis: Analysis, kinds: Sequence[tuple[str, str]]) -> Iterator[str]:
     yield webpage.heading(2, "Classes")
     headings = [f"{name} {part}" for _, name in kinds for part in ("AP", "AP50", "AP75")]
+    threshold = ["best score", "F1", "precision", "recall"]
     rows = []
     for name, row in values["per_class"].items():
         cells = [_cell(row.get(f"{kind}_ap{part}")) for kind, _ in kinds for part in ("", "50", "75")]
         best = analysis.classes.get(name)
         at = [_cell(v) for v in (best.threshold, best.f1, best.precision, best.recall)] if best else ["-"] * 4
-        rows.append([name, row["instances"], *cells, *at])
-    yield webpage.table(["class", "objects", *headings, "best score", "F1", "precision", "recall"], rows)
+        rows.append([name, row["instances"], *at, *cells])
+    yield webpage.table(["class", "objects", *threshold, *headings], rows)
     yield webpage.paragraph(
         f"Best score: the threshold at which F1 at IoU {IOU} is largest; precision and recall are those at it.",
         "lead",

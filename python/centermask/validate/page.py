@@ -172,12 +172,16 @@ def _defect(defect: Defect) -> str | None:
     if image is None:
         return None
     checked = defect.checked
-    box = checked.box if checked.box is not None else None
-    points = [ring for ring in checked.rings]
-    if box is None and not points:
+    stated = defect.row.get("bbox")
+    if any(kind == "box-broken" for kind, _ in checked.defects) or not isinstance(stated, list):
+        stated = None
+    corners = [ring.min(axis=0) for ring in checked.rings] + [ring.max(axis=0) for ring in checked.rings]
+    for box in (checked.box, stated):
+        if box is not None:
+            corners += [np.array(box[:2]), np.array(box[:2]) + box[2:]]
+    if not corners:
         return None
-    low = np.min([*(ring.min(axis=0) for ring in points), *([np.array(box[:2])] if box else [])], axis=0)
-    high = np.max([*(ring.max(axis=0) for ring in points), *([np.array(box[:2]) + box[2:]] if box else [])], axis=0)
+    low, high = np.min(corners, axis=0), np.max(corners, axis=0)
     margin = 0.3 * float(np.max(high - low)) + 8
     height, width = image.shape[:2]
     x0, y0 = (max(int(v), 0) for v in np.minimum(low - margin, (width - 16, height - 16)).tolist())
@@ -190,12 +194,11 @@ def _defect(defect: Defect) -> str | None:
     for ring in outlines(checked):
         fixed = np.rint((ring - (x0, y0)) * scale).astype(np.int32)
         cv2.polylines(crop, [fixed], True, _RED, 1, cv2.LINE_AA)
-    stated = defect.row.get("bbox")
-    if isinstance(stated, list) and len(stated) == 4 and not any(kind == "box-broken" for kind, _ in checked.defects):
+    if stated is not None:
         x, y, w, h = stated
-        corners = np.rint((np.array([x, y, x + w, y + h]) - (x0, y0, x0, y0)) * scale).astype(int)
-        corners = np.clip(corners, -10_000, 10_000).tolist()
-        cv2.rectangle(crop, corners[:2], corners[2:], _YELLOW, 1)
+        edges = np.rint((np.array([x, y, x + w, y + h]) - (x0, y0, x0, y0)) * scale).astype(int)
+        edges = np.clip(edges, -10_000, 10_000).tolist()
+        cv2.rectangle(crop, edges[:2], edges[2:], _YELLOW, 1)
     return webpage.figure(crop, f"{defect.path.name}, annotation {defect.annotation_id}")
 
 
