@@ -26,8 +26,16 @@ enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 message(STATUS "centermask: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 
+# Hopper's warpgroup instructions are only in code made for it alone, sm_90a, which needs CUDA 12. There is no other card
+# of 9.0, so that this code takes the place of sm_90's; the PTX stays.
+set(architectures "${CMAKE_CUDA_ARCHITECTURES}")
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.0 AND architectures MATCHES "(^|;)90(-real)?(;|$)")
+  list(TRANSFORM architectures REPLACE "^90$" "90a-real;90-virtual")
+  list(TRANSFORM architectures REPLACE "^90-real$" "90a-real")
+  target_compile_definitions(centermask_core PRIVATE CENTERMASK_SM90A=1)
+endif()
 set_target_properties(centermask_core PROPERTIES
-  CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}"
+  CUDA_ARCHITECTURES "${architectures}"
   CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
   CUDA_VISIBILITY_PRESET hidden
   CUDA_RUNTIME_LIBRARY Static)  # the library loads where no CUDA is installed

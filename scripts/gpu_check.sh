@@ -6,7 +6,7 @@
 #   build      core, extension and C++ tests, for the card's architecture, in build/gpu
 #   test       the C++ tests on the card, then the Python tests that touch CUDA
 #   sanitize   compute-sanitizer (memcheck, racecheck, initcheck) over the C++ tests
-#   benchmark  benchmarks/cuda.py
+#   benchmark  benchmarks/gpu.py
 #   profile    ncu over one kernel
 #
 # Needs nvcc, cmake, ninja and a python3 with numpy, opencv, pybind11, pytest, hypothesis and torch; installs nothing.
@@ -15,7 +15,7 @@
 #   PYTHON=python3        the interpreter
 #   ARCHITECTURES=90      instead of the card's
 #   KERNEL=REGEX PROFILE_ARGUMENTS="..."   what `profile` looks at (see benchmarks/cuda_profile.py)
-#   BENCHMARK_ARGUMENTS="..."              for benchmarks/cuda.py, such as --quick
+#   BENCHMARK_ARGUMENTS="..."              for benchmarks/gpu.py, such as --quick
 # A failing step does not stop the others; the exit code is 1 if any failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -127,7 +127,7 @@ do_sanitize() {
 do_benchmark() {
   local -a arguments
   read -ra arguments <<<"${BENCHMARK_ARGUMENTS:-}"
-  step benchmark 420 "$python" benchmarks/cuda.py --out "$out" ${arguments[@]+"${arguments[@]}"}
+  step benchmark 420 "$python" benchmarks/gpu.py --out "$out" ${arguments[@]+"${arguments[@]}"}
   tail -n 60 "$out/benchmark.log"
 }
 

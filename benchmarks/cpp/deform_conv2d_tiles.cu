@@ -1,5 +1,6 @@
 // Times deform_conv2d's forward on a GPU with one tile configuration after another, to choose among them. No framework:
-//   nvcc -std=c++17 -O3 --expt-relaxed-constexpr -arch=sm_90 -DCENTERMASK_TUNING -Icpp/include -Icpp/src
+//   nvcc -std=c++17 -O3 --expt-relaxed-constexpr -DCENTERMASK_TUNING
+//     -DCENTERMASK_SM90A -gencode arch=compute_90a,code=sm_90a -Icpp/include -Icpp/src
 //     benchmarks/cpp/deform_conv2d_tiles.cu cpp/src/deform_conv2d/forward_cuda.cu cpp/src/deform_conv2d/check.cc -o
 //     tiles
 //   ./tiles [batch]
@@ -82,7 +83,7 @@ void run(const Shape& s, std::int64_t batch, DType dtype, bool tf32, const std::
     const TensorView vmask = view(mask, dtype, {batch, 9, s.side, s.side}, false);
     const TensorView voutput = view(output, dtype, {batch, s.out, s.side, s.side}, last);
     for (const Tuning& t : tunings) {
-      if (!last && t.tile.positions != 0) continue;
+      if (!last && (t.tile.positions != 0 || t.splits != 0 || t.patches >= 0 || t.half_blend)) continue;
       const std::size_t bytes = deform_forward::workspace_tuned(vx, vweight, voffset, vmask, params, t);
       void* memory = nullptr;
       require(cudaMalloc(&memory, bytes));
@@ -121,11 +122,14 @@ void run(const Shape& s, std::int64_t batch, DType dtype, bool tf32, const std::
       const double us = problem != nullptr || times.empty() ? NAN : static_cast<double>(times[times.size() / 2]);
       const double flops = 2.0 * 9 * static_cast<double>(batch * pixels * s.c * s.out);
       std::printf(
-          "%s%s %lld->%lld@%lldx%lld %s tile %dx%d warps %dx%d blocks %d splits %d patches %d half_blend %d: "
+          "%s%s %lld->%lld@%lldx%lld %s%s tile %dx%d warps %dx%d blocks %d splits %d patches %d half_blend %d: "
           "%.1f us %.0f TFLOP/s difference %.1e\n",
           dtype_name(dtype), tf32 ? "(tf32)" : "", static_cast<long long>(s.c), static_cast<long long>(s.out),
-          static_cast<long long>(s.side), static_cast<long long>(s.side), last ? "nhwc" : "nchw", t.tile.positions,
-          t.tile.channels, t.tile.warps_m, t.tile.warps_n, t.tile.blocks_per_sm, t.splits, t.patches,
+          static_cast<long long>(s.side), static_cast<long long>(s.side), last ? "nhwc" : "nchw",
+          t.simt    ? " simt"
+          : t.wgmma ? " wgmma"
+                    : " mma",
+          t.tile.positions, t.tile.channels, t.tile.warps_m, t.tile.warps_n, t.tile.blocks_per_sm, t.splits, t.patches,
           t.half_blend ? 1 : 0, us, flops / us * 1e-6, std::sqrt(difference / (square + 1e-30)));
       std::fflush(stdout);
       require(cudaEventDestroy(begin));
@@ -144,8 +148,19 @@ int main(int argc, char** argv) {
   for (const Shape& s : shapes) {
     std::vector<Tuning> tunings(1);
     const auto add = [&](deform_forward::TileConfig tile, int splits, int patches, bool half_blend) {
-      tunings.push_back({tile, splits, patches, half_blend});
+      tunings.push_back({tile, splits, patches, false, false, half_blend});
     };
+    for (int splits : {1, 2, 3, 4, 8}) {  // the warpgroups' kernel
+      Tuning t;
+      t.splits = splits;
+      if (splits == 1 || s.out > 128) tunings.push_back(t);
+    }
+    Tuning runs;
+    runs.patches = 0;
+    tunings.push_back(runs);
+    Tuning blended;
+    blended.half_blend = true;
+    tunings.push_back(blended);
     for (int half_blend = 0; half_blend < 2; ++half_blend) {
       const bool half = half_blend != 0;
       if (s.out > 128) {
@@ -174,8 +189,10 @@ int main(int argc, char** argv) {
             s.out > 128 ? 4 : 1, 0, false);
     }
     run<__half>(s, batch, DType::kFloat16, false, tunings);
-    run<float>(s, batch, DType::kFloat32, true, std::vector<Tuning>(1));
-    run<float>(s, batch, DType::kFloat32, false, std::vector<Tuning>(1));
+    std::vector<Tuning> plain(1);
+    run<float>(s, batch, DType::kFloat32, true, plain);
+    plain.push_back({{1, 0, 0, 0, 0}, 0, -1, true, false, false});
+    run<float>(s, batch, DType::kFloat32, false, plain);
   }
   return 0;
 }

@@ -94,9 +94,7 @@ def test_what_cannot_be_taken() -> None:
         decode(capsule(HEATMAP, device=13))
     with pytest.raises(ValueError, match="must be on the CPU or a CUDA device, got DLPack device type 7"):
         decode(capsule(HEATMAP, device=7))
-    with pytest.raises(
-        TypeError, match=r"heatmap has the DLPack type \(code 2, bits 32, lanes 4\), which no"
-    ):
+    with pytest.raises(TypeError, match=r"heatmap has the DLPack type \(code 2, bits 32, lanes 4\), which no"):
         decode(capsule(HEATMAP, lanes=4))
     with pytest.raises(TypeError, match=r"\(code 5, bits 64, lanes 1\)"):
         decode(capsule(HEATMAP, kind=5, bits=64))

@@ -254,13 +254,9 @@ def test_mixed_devices_and_types() -> None:
     skip_without("cuda")
     heatmap = torch.zeros(1, 1, 4, 4, device="cuda")
     index = torch.zeros(1, 2, dtype=torch.int64)
-    with pytest.raises(
-        ValueError, match=r"index must be on the device of features \(cuda:0\), got cpu"
-    ):
+    with pytest.raises(ValueError, match=r"index must be on the device of features \(cuda:0\), got cpu"):
         ops.gather_patches(heatmap, index)
-    with pytest.raises(
-        ValueError, match=r"index must be on the device of features \(cpu\), got cuda:0"
-    ):
+    with pytest.raises(ValueError, match=r"index must be on the device of features \(cpu\), got cuda:0"):
         ops.gather_patches(heatmap.cpu().numpy(), index.cuda())
     with pytest.raises(TypeError, match="float64"):
         ops.decode_centers(heatmap.double(), 3)

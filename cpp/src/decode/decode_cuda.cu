@@ -52,7 +52,7 @@ struct Scratch {
 };
 
 template <class T, Layout layout>
-__global__ void __launch_bounds__(kScanThreads) scan_kernel(HeatmapView map, std::int64_t images, Scratch scratch) {
+__global__ void __launch_bounds__(kScanThreads, 2) scan_kernel(HeatmapView map, std::int64_t images, Scratch scratch) {
   const std::uint32_t group = blockIdx.x * kScanWarps + threadIdx.x / kLanes;
   if (group >= map.groups) return;
   for (std::int64_t image = blockIdx.y; image < images; image += gridDim.y) {

@@ -82,12 +82,11 @@ struct Patch {
 };
 
 // One row of a patch with a cell on either side: row[0] and row[5] are the neighbours. Cells that are not there, or not
-// in a lane with `inside`, are -inf, which suppresses nothing. All lanes of the warp call it.
+// in a lane with `inside`, are -inf, which suppresses nothing.
 template <class T, Layout layout>
 __device__ inline void load_row(const T* cells, std::int64_t step, std::uint32_t x, std::uint32_t width, bool inside,
                                 float (&row)[kSide + 2]) {
   const float absent = __uint_as_float(0xff800000u);
-  const auto lane = static_cast<int>(threadIdx.x % kLanes);
   if (layout == Layout::kVector) {
     struct alignas(kSide * sizeof(T)) Four {
       T value[kSide];
@@ -104,23 +103,23 @@ __device__ inline void load_row(const T* cells, std::int64_t step, std::uint32_t
       row[i + 1] = inside && x + static_cast<std::uint32_t>(i) < width ? to_float(cells[i * step]) : absent;
     }
   }
-  const bool has_left = x > 0;
-  const bool has_right = x + kSide < width;
-  // Neighbouring lanes hold neighbouring patches, unless classes come last.
-  float left = absent;
-  float right = absent;
-  bool load_left = has_left;
-  bool load_right = has_right;
-  if (layout != Layout::kClassesLast) {
-    left = __shfl_up_sync(kFull, row[kSide], 1);
-    right = __shfl_down_sync(kFull, row[1], 1);
-    load_left = load_left && lane == 0;
-    load_right = load_right && lane == kLanes - 1;
-  }
-  if (inside && load_left) left = to_float(cells[-step]);
-  if (inside && load_right) right = to_float(cells[kSide * step]);
-  row[0] = has_left ? left : absent;
-  row[kSide + 1] = has_right ? right : absent;
+  // Neighbouring lanes hold neighbouring patches, unless classes come last: exchange_edges() takes it from there.
+  const auto lane = static_cast<int>(threadIdx.x % kLanes);
+  const bool alone = layout == Layout::kClassesLast;
+  row[0] = inside && x > 0 && (alone || lane == 0) ? to_float(cells[-step]) : absent;
+  row[kSide + 1] =
+      inside && x + kSide < width && (alone || lane == kLanes - 1) ? to_float(cells[kSide * step]) : absent;
+}
+
+// All lanes of the warp call it.
+template <Layout layout>
+__device__ inline void exchange_edges(std::uint32_t x, std::uint32_t width, float (&row)[kSide + 2]) {
+  if (layout == Layout::kClassesLast) return;
+  const auto lane = static_cast<int>(threadIdx.x % kLanes);
+  const float left = __shfl_up_sync(kFull, row[kSide], 1);
+  const float right = __shfl_down_sync(kFull, row[1], 1);
+  if (x > 0 && lane > 0) row[0] = left;
+  if (x + kSide < width && lane < kLanes - 1) row[kSide + 1] = right;
 }
 
 // All lanes of the warp call it.
@@ -146,18 +145,23 @@ __device__ inline Patch load_patch(const HeatmapView& map, std::int64_t image, s
   patch.peaks = 0;
   patch.width = map.width;
   patch.position = (c * map.height + y) * map.width + x;
+  // All loads first, so that they are under way together.
+  float rows[kSide + 2][kSide + 2];
+#pragma unroll
+  for (int r = 0; r < kSide + 2; ++r) {
+    const std::uint32_t below = y + static_cast<std::uint32_t>(r);  // the row's number and 1
+    load_row<T, layout>(first + (r - 1) * map.row_stride, step, x, map.width,
+                        exists && below >= 1 && below <= map.height, rows[r]);
+  }
   // The largest of a row's cells and their left and right neighbours; fmaxf passes over NaN.
   float largest[kSide + 2][kSide];
 #pragma unroll
   for (int r = 0; r < kSide + 2; ++r) {
-    const bool inside =
-        exists && y + static_cast<std::uint32_t>(r) >= 1 && y + static_cast<std::uint32_t>(r) <= map.height;
-    float row[kSide + 2];
-    load_row<T, layout>(first + (r - 1) * map.row_stride, step, x, map.width, inside, row);
+    exchange_edges<layout>(x, map.width, rows[r]);
 #pragma unroll
     for (int i = 0; i < kSide; ++i) {
-      largest[r][i] = fmaxf(fmaxf(row[i], row[i + 1]), row[i + 2]);
-      if (r >= 1 && r <= kSide) patch.value[r - 1][i] = row[i + 1];
+      largest[r][i] = fmaxf(fmaxf(rows[r][i], rows[r][i + 1]), rows[r][i + 2]);
+      if (r >= 1 && r <= kSide) patch.value[r - 1][i] = rows[r][i + 1];
     }
   }
 #pragma unroll

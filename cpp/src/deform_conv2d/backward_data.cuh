@@ -13,6 +13,12 @@ namespace centermask::deform_cuda {
 
 constexpr int kDataThreads = 128;
 constexpr int kDataStages = 3;
+// Blocks to a multiprocessor that registers are kept for: as many as fit without spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kDataBlocks = 3;
+#else
+constexpr int kDataBlocks = 4;
+#endif
 
 // A power of two, 2^exponent, that brings every sum of contributions to an element of grad_x into 63 bits.
 // maxima: bits of the largest |grad_output|, |weight| and |mask|; headroom: log2 of how many products may add up.
@@ -168,8 +174,9 @@ struct Scatter {
 };
 
 template <class T, Math kMath, bool kAll>
-__global__ void __launch_bounds__(kDataThreads, !kAll ? 3 : sizeof(T) == 2 ? 4 : 2)
+__global__ void __launch_bounds__(kDataThreads, kAll && sizeof(T) == 2 ? kDataBlocks : 2)
     backward_data_kernel(const DataArguments a) {
+  if constexpr (!available<kMath>) return;
   CENTERMASK_DYNAMIC_SHARED(memory);
   DataShared& shared = *reinterpret_cast<DataShared*>(memory);
   unsigned char* weight_tiles = memory + sizeof(DataShared);

@@ -14,6 +14,10 @@ namespace centermask::deform_cuda {
 
 enum class Math { kSimt, kTensor };  // kTensor with float: TF32
 
+// Kernels are empty for cards that cannot run them; the host does not launch them there.
+template <Math kMath>
+constexpr bool available = kMath == Math::kSimt || CENTERMASK_HAVE_MMA != 0;
+
 template <class T>
 __device__ __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
 template <>

@@ -33,11 +33,17 @@ struct SamplePlace {
   unsigned present;
 };
 
+struct ColumnGroup {
+  int channel, left;  // of x (padded): the first, and how many there are from it to the end of its run
+  int offset_group, tap;
+};
+
 template <class T>
 struct WeightShared {
   static constexpr int kPlaces = 4 * kSlicePositions<T>;
   SamplePlace places[2][kPlaces];
   float4 weights[2][kPlaces];
+  ColumnGroup columns[4];
 };
 
 template <class T>
@@ -51,9 +57,9 @@ template <class T>
 struct Neighbours {
   uint4 bits[4];
 
-  __device__ __forceinline__ void read(const T* pixels, const SamplePlace& place, std::int64_t right,
-                                       std::int64_t down) {
-    const std::int64_t step[4] = {0, right, down, right + down};
+  // `next` from pixel to pixel: a row of pixels is within 32 bits (plan_backward checks it).
+  __device__ __forceinline__ void read(const T* pixels, const SamplePlace& place, int next, int width) {
+    const int step[4] = {0, next, next * width, next * (width + 1)};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       bits[k] = make_uint4(0, 0, 0, 0);
@@ -86,6 +92,7 @@ struct Neighbours {
 template <class T, Math kMath>
 __global__ void __launch_bounds__(kWeightThreads, sizeof(T) == 2 && kMath == Math::kTensor ? 2 : 1)
     backward_weight_kernel(const WeightArguments a) {
+  if constexpr (!available<kMath>) return;
   CENTERMASK_DYNAMIC_SHARED(memory);
   WeightShared<T>& shared = *reinterpret_cast<WeightShared<T>*>(memory);
   constexpr int kSlice = kSlicePositions<T>, kUnits = static_cast<int>(64 * sizeof(T) / 16);
@@ -114,6 +121,7 @@ __global__ void __launch_bounds__(kWeightThreads, sizeof(T) == 2 && kMath == Mat
   const int unit_bits = __ffs(grad_bytes / 16) - 1;
   const auto load_grads = [&](int slice) {
     unsigned char* tile = grad_tiles + slice % 2 * grad_tile;
+#pragma unroll 1
     for (int i = thread; i < kSlice << unit_bits; i += kWeightThreads) {
       const int row = i >> unit_bits, unit = i & ((1 << unit_bits) - 1), position = first + slice * kSlice + row;
       const int element = first_out + unit * kUnit<T>;
@@ -124,34 +132,32 @@ __global__ void __launch_bounds__(kWeightThreads, sizeof(T) == 2 && kMath == Mat
     }
     cuda::cp_async_commit();
   };
-  // A thread finds places for one column group, of this tap and from this channel of x (padded) on.
-  const int place_column = first_column + thread / kSlice, place_chunk = place_column / g.taps;
-  const int place_tap = place_column - place_chunk * g.taps;
-  const int place_run = group * a.runs + place_chunk / a.chunks_per_run;
-  const int place_channel = place_run * a.run + place_chunk % a.chunks_per_run * 64;
+  if (thread < columns) {
+    const int chunk = (first_column + thread) / g.taps, run = group * a.runs + chunk / a.chunks_per_run;
+    const int in_run = chunk % a.chunks_per_run * 64;
+    shared.columns[thread] = {run * a.run + in_run, a.run - in_run, run / a.run_offset_groups,
+                              (first_column + thread) % g.taps};
+  }
+  __syncthreads();
   const auto find_places = [&](int slice) {
     if (thread >= columns * kSlice) return;
     const int position = first + slice * kSlice + thread % kSlice;
+    const ColumnGroup column = shared.columns[thread / kSlice];
     Place place{};
     const int n = position / g.out_pixels;
     if (position < end) {
-      place = find_place<false>(g, n, position - n * g.out_pixels, place_run / a.run_offset_groups, place_tap);
+      place = find_place<false>(g, n, position - n * g.out_pixels, column.offset_group, column.tap);
     }
     const std::int64_t pixel = static_cast<std::int64_t>(n) * g.height * g.width + place.pixel;
-    shared.places[slice % 2][thread] = {pixel * a.pixel_stride + place_channel, place.present};
+    shared.places[slice % 2][thread] = {pixel * a.pixel_stride + column.channel, place.present};
     shared.weights[slice % 2][thread] = corner_weights(place);
   };
   const int sample_row = thread / kUnits, sample_unit = thread % kUnits;
-  unsigned outside = 0;  // bit q: the thread's channels of column group q are past the run's end
-  for (int q = 0; q < columns; ++q) {
-    const int channel = (first_column + q) / g.taps % a.chunks_per_run * 64 + sample_unit * kUnit<T>;
-    if (channel >= a.run) outside |= 1u << q;
-  }
-  const std::int64_t down = g.width * a.pixel_stride;
   const auto read_samples = [&](int slice, int q, Neighbours<T>& neighbours) {
     SamplePlace place = shared.places[slice % 2][q * kSlice + sample_row];
-    if ((outside >> q & 1u) != 0) place.present = 0;
-    neighbours.read(static_cast<const T*>(a.pixels) + sample_unit * kUnit<T>, place, a.pixel_stride, down);
+    if (sample_unit * kUnit<T> >= shared.columns[q].left) place.present = 0;
+    neighbours.read(static_cast<const T*>(a.pixels) + sample_unit * kUnit<T>, place, static_cast<int>(a.pixel_stride),
+                    g.width);
   };
   const auto write_samples = [&](int slice, int q, const Neighbours<T>& neighbours) {
     unsigned char* tile = sample_tiles + (slice % 2 * column_groups + q) * kSampleTile;
@@ -171,6 +177,7 @@ __global__ void __launch_bounds__(kWeightThreads, sizeof(T) == 2 && kMath == Mat
   const int warp_out = warp % a.warps_out * 64, warp_column = warp / a.warps_out;  // the latter in halves of a group
   const bool busy = warp_column / 2 < columns && first_out + warp_out < a.group_out;
   WeightSums sums = {};
+#pragma unroll 1
   for (int slice = 0; slice < slices; ++slice) {
     cuda::cp_async_wait<0>();
     __syncthreads();
@@ -179,7 +186,6 @@ __global__ void __launch_bounds__(kWeightThreads, sizeof(T) == 2 && kMath == Mat
       load_grads(slice + 1);
       read_samples(slice + 1, 0, neighbours);
     }
-    if (slice + 2 < slices) find_places(slice + 2);
     if (busy) {
       multiply_weight<T, kMath>(grad_tiles + slice % 2 * grad_tile, grad_bytes, warp_out,
                                 sample_tiles + (slice % 2 * column_groups + warp_column / 2) * kSampleTile,
@@ -187,6 +193,8 @@ __global__ void __launch_bounds__(kWeightThreads, sizeof(T) == 2 && kMath == Mat
     }
     if (!more) break;
     write_samples(slice + 1, 0, neighbours);
+    if (slice + 2 < slices) find_places(slice + 2);
+#pragma unroll 1
     for (int q = 1; q < columns; ++q) {
       read_samples(slice + 1, q, neighbours);
       write_samples(slice + 1, q, neighbours);

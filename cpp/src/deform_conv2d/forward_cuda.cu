@@ -7,6 +7,7 @@
 #include "deform_conv2d/forward_plan.h"
 #include "deform_conv2d/forward_prepare.cuh"
 #include "deform_conv2d/forward_simt.cuh"
+#include "deform_conv2d/forward_wgmma.cuh"
 
 namespace centermask {
 
@@ -26,11 +27,20 @@ constexpr TileConfig kWide = {128, 256, 2, 4, 1}, kWideSmall = {64, 256, 2, 4, 1
 constexpr TileConfig kMiddle = {128, 128, 2, 4, 1}, kNarrow = {128, 64, 4, 2, 2};
 constexpr TileConfig kSimtWide = {128, 128, 0, 0, 0}, kSimtNarrow = {64, 64, 0, 0, 0};
 
+constexpr TileConfig kWgmmaWide = {128, 256, 1, 16, 1}, kWgmmaMiddle = {128, 128, 1, 8, 2};
+constexpr TileConfig kWgmmaNarrow = {128, 64, 1, 4, 3};
+
+// Code for sm_90a is in the library where its build says so, and in the emulator always.
+#if defined(CENTERMASK_CUDA_EMULATED) && !defined(CENTERMASK_SM90A)
+#define CENTERMASK_SM90A 1
+#endif
+
 bool same(const TileConfig& a, const TileConfig& b) {
   return a.positions == b.positions && a.channels == b.channels && a.warps_m == b.warps_m && a.warps_n == b.warps_n;
 }
 
 std::int64_t operand_bytes(Kernel kernel, const TileConfig& tile) {
+  if (kernel == Kernel::kWgmma) return 2 * (tile.positions + tile.channels) * kChunkBytes + cuda::kSwizzleAlign;
   if (kernel == Kernel::kMma) return 2 * (tile.positions + tile.channels) * kChunkBytes;
   return (tile.positions + 4 + tile.channels) * 32 * static_cast<std::int64_t>(sizeof(float));
 }
@@ -138,16 +148,24 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   a.x_image = strides[0];
   a.x_row = static_cast<std::int32_t>(strides[2]), a.x_pixel = static_cast<std::int32_t>(strides[3]);
 
-  const bool half = s.dtype != DType::kFloat32;
-  plan.kernel = capability >= 80 && (half || params.allow_tf32) ? Kernel::kMma : Kernel::kSimt;
+  plan.full_precision = s.dtype == DType::kFloat32 && !params.allow_tf32;
+  plan.kernel = capability >= 80 && !tuning.simt ? Kernel::kMma : Kernel::kSimt;
+#if defined(CENTERMASK_SM90A)
+  if (capability == 90 && plan.kernel == Kernel::kMma && !plan.full_precision && tuning.wgmma) {
+    plan.kernel = Kernel::kWgmma;
+  }
+#endif
+  const bool wide_fits = shared_limit >= operand_bytes(Kernel::kMma, kWide) + 9 * 128 * kPlaceBytes;
   if (plan.kernel == Kernel::kSimt) {
     plan.tile = a.group_out <= 64 || a.positions < 128 * multiprocessors ? kSimtNarrow : kSimtWide;
+  } else if (plan.kernel == Kernel::kWgmma) {
+    plan.tile = a.group_out <= 64 ? kWgmmaNarrow : a.group_out <= 128 ? kWgmmaMiddle : kWgmmaWide;
   } else if (a.group_out <= 64) {
     plan.tile = kNarrow;
   } else if (a.group_out <= 128) {
     plan.tile = kMiddle;
   } else {
-    plan.tile = shared_limit >= operand_bytes(Kernel::kMma, kWide) + 9 * 128 * kPlaceBytes ? kWide : kWideSmall;
+    plan.tile = wide_fits && !plan.full_precision ? kWide : kWideSmall;
   }
   if (plan.kernel == Kernel::kMma && tuning.tile.positions > 0) plan.tile = tuning.tile;
   plan_tiles(plan, multiprocessors, shared_limit, tuning);
@@ -196,11 +214,9 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
   p.steps = a.steps, p.segments = a.segments, p.segment_channels = a.segment_channels, p.chunks = a.chunks;
   p.taps = a.taps, p.table_taps = a.table_taps, p.kernel_w = a.kernel_w;
   const dim3 grid = grid_1d(p.vectors + 1), block(kPrepareThreads, 1, 1);
-  if (plan.kernel == Kernel::kSimt) {
-    cuda::launch(kOp, pack_weights<V, false, false>, grid, block, 0, stream, p);
-  } else {
-    cuda::launch(kOp, pack_weights<V, true, std::is_same<V, float>::value>, grid, block, 0, stream, p);
-  }
+  p.tf32 = plan.kernel != Kernel::kSimt && !plan.full_precision ? 1 : 0;
+  p.kernel = plan.kernel;
+  cuda::launch(kOp, pack_weights<V>, grid, block, 0, stream, p);
 }
 
 // The configurations that are compiled, tried in order until one is the plan's.
@@ -214,10 +230,10 @@ bool launch_mma_if(const Plan& plan, const dim3& grid, const CudaStream& stream)
 
 template <class Type>
 void launch_mma(const Plan& plan, const dim3& grid, const CudaStream& stream) {
-  bool launched = launch_mma_if<Type, 128, 256, 2, 4, 1>(plan, grid, stream) ||
-                  launch_mma_if<Type, 64, 256, 2, 4, 1>(plan, grid, stream) ||
+  bool launched = launch_mma_if<Type, 64, 256, 2, 4, 1>(plan, grid, stream) ||
                   launch_mma_if<Type, 128, 128, 2, 4, 1>(plan, grid, stream) ||
-                  launch_mma_if<Type, 128, 64, 4, 2, 2>(plan, grid, stream);
+                  launch_mma_if<Type, 128, 64, 4, 2, Type::kApart ? 1 : 2>(plan, grid, stream);
+  if constexpr (!Type::kApart) launched = launched || launch_mma_if<Type, 128, 256, 2, 4, 1>(plan, grid, stream);
 #if defined(CENTERMASK_TUNING)
   launched = launched || launch_mma_if<Type, 64, 256, 1, 4, 2>(plan, grid, stream) ||
              launch_mma_if<Type, 128, 128, 2, 2, 2>(plan, grid, stream) ||
@@ -229,6 +245,15 @@ void launch_mma(const Plan& plan, const dim3& grid, const CudaStream& stream) {
              launch_mma_if<Type, 256, 64, 8, 1, 1>(plan, grid, stream);
 #endif
   if (!launched) fail(ErrorKind::kRuntime, kOp, ": no kernel for the planned tile");
+}
+
+template <class Type>
+void launch_wgmma(const Plan& plan, const dim3& grid, const CudaStream& stream) {
+  const auto kernel = plan.tile.channels == 64    ? forward_wgmma<Type, 64, 3>
+                      : plan.tile.channels == 128 ? forward_wgmma<Type, 128, 2>
+                                                  : forward_wgmma<Type, 256, 1>;
+  cuda::launch(kOp, kernel, grid, dim3(static_cast<unsigned>(plan.tile.channels * 2), 1, 1),
+               static_cast<std::size_t>(plan.shared_bytes), stream, plan.arguments);
 }
 
 template <class Type>
@@ -270,12 +295,24 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
   a.offset = offset.data;
   a.mask = mask.present() ? mask.data : nullptr;
   a.bias = bias.present() ? bias.data : nullptr;
+  a.bias_stride = bias.present() ? bias.stride[0] : 0;
   a.output = output.data;
   for (int i = 0; i < 4; ++i) a.output_stride[i] = output.stride[i];
   lay_out_output(a, plan.shape);
 
   const dim3 grid(static_cast<unsigned>(a.tiles * a.groups * a.out_blocks), static_cast<unsigned>(a.splits), 1);
-  if (plan.kernel == Kernel::kMma) {
+  if (plan.kernel == Kernel::kWgmma) {
+#if defined(CENTERMASK_SM90A)
+#if defined(CENTERMASK_TUNING)
+    if (plan.half_blend && std::is_same<V, __half>::value) {
+      launch_wgmma<MmaFloat16HalfBlend>(plan, grid, stream);
+    } else
+#endif
+        if constexpr (!Mma::kApart) {
+      launch_wgmma<Mma>(plan, grid, stream);
+    }
+#endif
+  } else if (plan.kernel == Kernel::kMma) {
 #if defined(CENTERMASK_TUNING)
     if (plan.half_blend && std::is_same<V, __half>::value) {
       launch_mma<MmaFloat16HalfBlend>(plan, grid, stream);
@@ -342,7 +379,12 @@ void forward_tuned(const TensorView& x, const TensorView& weight, const TensorVi
     case DType::kBFloat16:
       run<BFloat16, MmaBFloat16>(plan, x, weight, offset, mask, bias, workspace, output, stream);
       break;
-    default: run<Float32, MmaTf32>(plan, x, weight, offset, mask, bias, workspace, output, stream);
+    default:
+      if (plan.full_precision) {
+        run<Float32, MmaFloat32>(plan, x, weight, offset, mask, bias, workspace, output, stream);
+        break;
+      }
+      run<Float32, MmaTf32>(plan, x, weight, offset, mask, bias, workspace, output, stream);
   }
 }
 

@@ -8,35 +8,84 @@
 namespace centermask::deform_forward {
 namespace {
 
-// What the products are made of. Tf32 reads float32 and rounds the samples; the weights were rounded when packed.
-struct MmaFloat16 : Float16 {
+// What the products are made of: operand() is how samples lie in shared memory; Left and Right are registers of one
+// instruction, from four and two words of there. kApart: each step of K is summed on its own first.
+struct PlainRegisters {
+  struct Left {
+    std::uint32_t words[4];
+    __device__ __forceinline__ explicit Left(const uint4& w) : words{w.x, w.y, w.z, w.w} {}
+  };
+  struct Right {
+    std::uint32_t words[2];
+    __device__ __forceinline__ Right(std::uint32_t x, std::uint32_t y) : words{x, y} {}
+  };
+  static constexpr bool kApart = false;
+};
+
+struct MmaFloat16 : Float16, PlainRegisters {
   __device__ static __forceinline__ uint4 operand(const float (&v)[8]) {
     return make_uint4(pack(Float16(), v[0], v[1]), pack(Float16(), v[2], v[3]), pack(Float16(), v[4], v[5]),
                       pack(Float16(), v[6], v[7]));
   }
-  __device__ static __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
-    cuda::mma_m16n8k16_f16(c, a, b);
+  __device__ static __forceinline__ void mma(float (&c)[4], const Left& a, const Right& b) {
+    cuda::mma_m16n8k16_f16(c, a.words, b.words);
   }
 };
 #if defined(CENTERMASK_TUNING)
 // Samples blended in half precision, four roundings each: a quarter of the instructions.
 struct MmaFloat16HalfBlend : MmaFloat16 {};
 #endif
-struct MmaBFloat16 : BFloat16 {
+struct MmaBFloat16 : BFloat16, PlainRegisters {
   __device__ static __forceinline__ uint4 operand(const float (&v)[8]) {
     return make_uint4(pack(BFloat16(), v[0], v[1]), pack(BFloat16(), v[2], v[3]), pack(BFloat16(), v[4], v[5]),
                       pack(BFloat16(), v[6], v[7]));
   }
-  __device__ static __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
-    cuda::mma_m16n8k16_bf16(c, a, b);
+  __device__ static __forceinline__ void mma(float (&c)[4], const Left& a, const Right& b) {
+    cuda::mma_m16n8k16_bf16(c, a.words, b.words);
   }
 };
-struct MmaTf32 : Float32 {
+// float32 read, samples rounded to tf32; the weights were rounded when packed.
+struct MmaTf32 : Float32, PlainRegisters {
   __device__ static __forceinline__ uint4 operand(const float (&v)[4]) {
     return make_uint4(cuda::to_tf32(v[0]), cuda::to_tf32(v[1]), cuda::to_tf32(v[2]), cuda::to_tf32(v[3]));
   }
-  __device__ static __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
-    cuda::mma_m16n8k8_tf32(c, a, b);
+  __device__ static __forceinline__ void mma(float (&c)[4], const Left& a, const Right& b) {
+    cuda::mma_m16n8k8_tf32(c, a.words, b.words);
+  }
+};
+// float32 with all of its precision: each number is the sum of two of tf32, the product the sum of three (that of the
+// two small parts is below float32's last bit). The tensor cores cut off what does not fit when they add to a large
+// sum, always towards zero; so their sums are kept short, and added up by ordinary additions, which round.
+struct MmaFloat32 : Float32 {
+  struct Left {
+    std::uint32_t high[4], low[4];
+    __device__ __forceinline__ explicit Left(const uint4& w) {
+      const std::uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) divide(words[i], high[i], low[i]);
+    }
+  };
+  struct Right {
+    std::uint32_t high[2], low[2];
+    __device__ __forceinline__ Right(std::uint32_t x, std::uint32_t y) {
+      divide(x, high[0], low[0]);
+      divide(y, high[1], low[1]);
+    }
+  };
+  static constexpr bool kApart = true;
+  __device__ static __forceinline__ void divide(std::uint32_t bits, std::uint32_t& high, std::uint32_t& low) {
+    const float value = bit_copy<float>(bits);
+    high = cuda::to_tf32(value);
+    low = bit_copy<std::uint32_t>(value - bit_copy<float>(high));
+  }
+  __device__ static __forceinline__ uint4 operand(const float (&v)[4]) {
+    return make_uint4(bit_copy<unsigned>(v[0]), bit_copy<unsigned>(v[1]), bit_copy<unsigned>(v[2]),
+                      bit_copy<unsigned>(v[3]));
+  }
+  __device__ static __forceinline__ void mma(float (&c)[4], const Left& a, const Right& b) {
+    cuda::mma_m16n8k8_tf32(c, a.low, b.high);
+    cuda::mma_m16n8k8_tf32(c, a.high, b.low);
+    cuda::mma_m16n8k8_tf32(c, a.high, b.high);
   }
 };
 
@@ -80,6 +129,33 @@ __device__ __forceinline__ int sample_at(int row, int vector) {
   return row / 8 * kRowsBytes + half * (kRowsBytes / 2) + (((row % 8) ^ half) * 4 + vector % 4) * kVectorBytes;
 }
 
+// A part of K's sums into the workspace. Lane 4*g + t holds channels g and g+8 and positions 2t and 2t+1 of each 16 x 8
+// tile.
+template <int kM, int kN, int kWarpsM, int kWarpsN>
+__device__ __forceinline__ void write_partial(const Arguments& a, const Work& work,
+                                              const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4]) {
+  constexpr int kTilesM = kM / kWarpsM / 8, kTilesN = kN / kWarpsN / 16;
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM;
+#pragma unroll
+  for (int m = 0; m < kTilesM; ++m) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int row = (warp_m * kTilesM + m) * 8 + lane % 4 * 2 + j;
+      float* const to =
+          a.partial +
+          ((static_cast<std::int64_t>(cuda::computed_here(blockIdx.y)) * a.tiles + work.tile) * kM + row) *
+              (static_cast<std::int64_t>(a.groups * a.out_blocks) * kN) +
+          work.group_block * kN + warp_n * kTilesN * 16 + lane / 4;
+#pragma unroll
+      for (int n = 0; n < kTilesN; ++n) {
+        to[n * 16] = sums[n][m][j];
+        to[n * 16 + 8] = sums[n][m][2 + j];
+      }
+    }
+  }
+}
+
 // Bias, activation and the way of a tile from registers to the output, through shared memory so that whole sectors are
 // written whichever the layout: staged with positions inside for row-major output, with channels inside for
 // channels-last.
@@ -112,7 +188,7 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
         if (column < 0 || column >= kColumns) continue;
         const int in_group = out_block * kN + pass * kColumns + column;
         const bool biased = a.bias != nullptr && in_group < a.group_out;
-        const float bias = biased ? to_float(static_cast<const V*>(a.bias)[group * a.group_out + in_group]) : 0.0f;
+        const float bias = biased ? bias_of<V>(a, group * a.group_out + in_group) : 0.0f;
 #pragma unroll
         for (int m = 0; m < kTilesM; ++m) {
           const int row = (warp_m * kTilesM + m) * 8 + lane % 4 * 2;
@@ -245,6 +321,7 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
     if (more) load_weights(stage ^ 1);
     start_samples(more);
 
+    float step_sums[kTilesN][kTilesM][4] = {};  // no registers unless kApart
     const unsigned char* const left = weights + stage * kBBytes + warp_n * kTilesN * kOutBytes + lane * kVectorBytes;
     const unsigned char* const right = samples + stage * kABytes + warp_m * kTilesM * kRowsBytes;
 #pragma unroll
@@ -252,11 +329,9 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
       uint4 out[kTilesN][2];
 #pragma unroll
       for (int n = 0; n < kTilesN; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          out[n][i] =
-              *reinterpret_cast<const uint4*>(left + n * kOutBytes + half * (kOutBytes / 2) + i * (kOutBytes / 4));
-        }
+        const unsigned char* const from = left + n * kOutBytes + half * (kOutBytes / 2);
+        out[n][0] = *reinterpret_cast<const uint4*>(from);
+        out[n][1] = *reinterpret_cast<const uint4*>(from + kOutBytes / 4);
       }
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
@@ -271,16 +346,14 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
           const int m = side * (kTilesM / 2) + j;
           const uint4 row = *reinterpret_cast<const uint4*>(right + m * kRowsBytes + half * (kRowsBytes / 2) +
                                                             ((lane ^ (half * 4)) * kVectorBytes));
-          const std::uint32_t first[2] = {row.x, row.y}, second[2] = {row.z, row.w};
+          const typename Type::Right first(row.x, row.y), second(row.z, row.w);
 #pragma unroll
           for (int n = 0; n < kTilesN; ++n) {
-            const std::uint32_t words[4] = {out[n][0].x, out[n][0].y, out[n][0].z, out[n][0].w};
-            Type::mma(sums[n][m], words, first);
+            Type::mma(Type::kApart ? step_sums[n][m] : sums[n][m], typename Type::Left(out[n][0]), first);
           }
 #pragma unroll
           for (int n = 0; n < kTilesN; ++n) {
-            const std::uint32_t words[4] = {out[n][1].x, out[n][1].y, out[n][1].z, out[n][1].w};
-            Type::mma(sums[n][m], words, second);
+            Type::mma(Type::kApart ? step_sums[n][m] : sums[n][m], typename Type::Left(out[n][1]), second);
           }
         }
 #pragma unroll
@@ -289,29 +362,22 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
         }
       }
     }
+    if (Type::kApart) {
+#pragma unroll
+      for (int n = 0; n < kTilesN; ++n) {
+#pragma unroll
+        for (int m = 0; m < kTilesM; ++m) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[n][m][i] += step_sums[n][m][i];
+        }
+      }
+    }
     stage ^= 1;
   }
 
   const Work done(a, cuda::computed_here(blockIdx.x));
   if (a.partial != nullptr) {
-    // Lane 4*g + t holds channels g and g+8 and positions 2t and 2t+1 of each 16 x 8 tile.
-#pragma unroll
-    for (int m = 0; m < kTilesM; ++m) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int row = (warp_m * kTilesM + m) * 8 + lane % 4 * 2 + j;
-        float* const to =
-            a.partial +
-            ((static_cast<std::int64_t>(cuda::computed_here(blockIdx.y)) * a.tiles + done.tile) * kM + row) *
-                (static_cast<std::int64_t>(a.groups * a.out_blocks) * kN) +
-            done.group_block * kN + warp_n * kTilesN * 16 + lane / 4;
-#pragma unroll
-        for (int n = 0; n < kTilesN; ++n) {
-          to[n * 16] = sums[n][m][j];
-          to[n * 16 + 8] = sums[n][m][2 + j];
-        }
-      }
-    }
+    write_partial<kM, kN, kWarpsM, kWarpsN>(a, done, sums);
   } else {
     write_tile<V, kM, kN, kWarpsM, kWarpsN, 2 * (kABytes + kBBytes)>(a, kTile, done.tile, done.group, done.out_block,
                                                                      memory, sums);

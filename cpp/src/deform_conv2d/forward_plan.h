@@ -24,6 +24,8 @@ struct TileConfig {
   int positions, channels, warps_m, warps_n, blocks_per_sm;
 };
 
+enum class Kernel : std::uint8_t { kWgmma, kMma, kSimt };
+
 // What the kernels take.
 struct Arguments {
   const void* x;  // channels-last; the strides count vectors
@@ -36,6 +38,7 @@ struct Arguments {
   std::int64_t offset_stride[4], mask_stride[4];
   std::int32_t places_in_float;  // offset and mask are float32, not T
   const void* bias;
+  std::int64_t bias_stride;
   void* output;
   std::int64_t output_stride[4];
   std::int32_t channels_last_out;  // output's channels follow each other
@@ -64,13 +67,13 @@ struct Arguments {
   std::int64_t steps;       // of K
 };
 
-enum class Kernel : std::uint8_t { kMma, kSimt };
-
 // Instead of what the plan would choose; for benchmarks/cpp/deform_conv2d_tiles.cu.
 struct Tuning {
   TileConfig tile{0, 0, 0, 0, 0};  // one of those compiled; 0 positions: chosen
   int splits = 0;                  // 0: chosen
   int patches = -1;                // 0: runs of positions, 1: patches, -1: chosen
+  bool simt = false;               // no tensor cores
+  bool wgmma = true;               // where it can be had
   bool half_blend = false;         // float16: samples blended in half precision
 };
 
@@ -79,6 +82,7 @@ struct Plan {
   Kernel kernel = Kernel::kSimt;
   TileConfig tile{};
   bool copy_x = false;
+  bool full_precision = false;  // float32 that is not to be rounded to tf32
   bool half_blend = false;
   Arguments arguments{};  // without the pointers
   std::int64_t shared_bytes = 0;

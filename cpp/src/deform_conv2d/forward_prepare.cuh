@@ -58,11 +58,14 @@ struct PackArguments {
   std::int64_t vectors, steps;  // vectors of 16 bytes in all; steps of K
   std::int32_t group_out, out_blocks, columns;
   std::int32_t segments, segment_channels, chunks, taps, table_taps, kernel_w;
+  std::int32_t tf32;  // round float32 to it
+  Kernel kernel;
 };
 
-// One vector of the packed weights a thread. For mma in the order that forward_mma.cuh describes; for SIMT a tile is
+// One vector of the packed weights a thread. For the tensor cores in the order that
+// forward_mma.cuh and cuda/wgmma.h describe; for SIMT a tile is
 // [channel of the chunk][column].
-template <class V, bool kMma, bool kTf32>
+template <class V>
 __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArguments a) {
   constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V));
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPrepareThreads + threadIdx.x;
@@ -83,11 +86,14 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
     int column, k;
-    if (kMma) {
+    if (a.kernel == Kernel::kMma) {
       const int lane = inside % 32, instruction = inside / 32 % 2, half = inside / 64 % 2;
       const int word = e / (kElements / 4);  // a register of the left operand
       column = inside / 128 * 16 + word % 2 * 8 + lane / 4;
       k = (half * 4 + lane % 4) * kElements + (instruction * 2 + word / 2) * (kElements / 4) + e % (kElements / 4);
+    } else if (a.kernel == Kernel::kWgmma) {
+      column = inside / kChunkVectors;
+      k = (inside % kChunkVectors ^ column % 8) * kElements + e;
     } else {
       const int element = inside * kElements + e;
       column = element % a.columns;
@@ -102,7 +108,7 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
                   (static_cast<std::int64_t>(segment) * a.segment_channels + channel) * a.stride[1] +
                   tap / a.kernel_w * a.stride[2] + tap % a.kernel_w * a.stride[3]];
     }
-    if constexpr (kTf32) value = bit_copy<float>(cuda::to_tf32(value));
+    if constexpr (sizeof(V) == 4) value = a.tf32 != 0 ? bit_copy<V>(cuda::to_tf32(value)) : value;
     values[e] = value;
   }
   static_cast<uint4*>(a.to)[index] = *reinterpret_cast<const uint4*>(values);

@@ -280,10 +280,16 @@ __device__ __forceinline__ void blend(Type type, const Neighbours& n, float (&va
 }
 
 // ---- results ----
-// Bias, activation and the store of one element; `channel` counts through all groups.
+// `channel` counts through all groups.
+template <class V>
+__device__ __forceinline__ float bias_of(const Arguments& a, int channel) {
+  return to_float(static_cast<const V*>(a.bias)[channel * a.bias_stride]);
+}
+
+// Bias, activation and the store of one element.
 template <class V>
 __device__ __forceinline__ float finish(const Arguments& a, int channel, float value) {
-  if (a.bias != nullptr) value += to_float(static_cast<const V*>(a.bias)[channel]);
+  if (a.bias != nullptr) value += bias_of<V>(a, channel);
   return a.relu != 0 && value < 0 ? 0.0f : value;
 }
 

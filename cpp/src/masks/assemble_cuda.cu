@@ -15,7 +15,6 @@ namespace centermask {
 
 namespace {
 
-using masks::Axis;
 using masks::device::Changes;
 using masks::device::Column;
 using masks::device::Columns;
@@ -30,15 +29,16 @@ using masks::device::Strip;
 using masks::device::Window;
 
 constexpr const char* kOp = "assemble_masks";
+constexpr int kBlocks = 5;  // on a multiprocessor; that many registers may be used
 constexpr int kSumThreads = 1024;
 constexpr int kSumLanes = 8;  // that add up one instance
 constexpr int kSumInstances = kSumThreads / kSumLanes;
 
 template <MaskHead kHead>
-__global__ void __launch_bounds__(kThreads)
-    count_runs(const Problem problem, std::int64_t strips, std::uint32_t pixels, Record* records) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    count_runs(const Problem problem, unsigned strips, std::uint32_t pixels, Record* records) {
   __shared__ Scratch scratch;
-  const std::int64_t instance = blockIdx.x / strips;
+  const unsigned instance = blockIdx.x / strips;
   Columns<kHead> columns(problem, instance, scratch);
   Strip<kHead> strip(columns, blockIdx.x - instance * strips, problem.y.pixels, pixels);
   Changes total = {0, 0};
@@ -104,16 +104,16 @@ __global__ void __launch_bounds__(kSumThreads)
 }
 
 template <MaskHead kHead>
-__global__ void __launch_bounds__(kThreads)
-    write_runs(const Problem problem, std::int64_t strips, std::int64_t instances, std::uint32_t pixels,
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    write_runs(const Problem problem, unsigned strips, std::int64_t instances, std::uint32_t pixels,
                const Record* records, const std::int64_t* offsets, std::uint32_t* runs, std::int64_t capacity) {
   __shared__ Scratch scratch;
-  const std::int64_t instance = blockIdx.x / strips, index = blockIdx.x - instance * strips;
+  const unsigned instance = blockIdx.x / strips, index = blockIdx.x - instance * strips;
   const std::uint32_t count = records[blockIdx.x].count;
   if (count == 0 || offsets[instances] > capacity) return;
   Changes earlier = {0, 0};  // of the strips before, shared out among the threads
-  for (std::int64_t i = threadIdx.x; i < index; i += kThreads) {
-    const Record record = records[instance * strips + i];
+  for (unsigned i = threadIdx.x; i < index; i += kThreads) {
+    const Record record = records[blockIdx.x - index + i];
     earlier = together(earlier, {record.count, record.last});
   }
   earlier = scan_block(earlier).total;
@@ -127,14 +127,14 @@ __global__ void __launch_bounds__(kThreads)
 
 // bitmaps hold zeros; this writes the words of 32 pixels that lie in the windows.
 template <MaskHead kHead>
-__global__ void __launch_bounds__(kThreads)
-    write_bits(const Problem problem, std::int64_t strips, std::uint8_t* bitmaps) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    write_bits(const Problem problem, unsigned strips, std::uint8_t* bitmaps) {
   __shared__ Scratch scratch;
-  const std::int64_t instance = blockIdx.x / strips, index = blockIdx.x - instance * strips;
+  const unsigned instance = blockIdx.x / strips, index = blockIdx.x - instance * strips;
   Columns<kHead> columns(problem, instance, scratch);
   const Window& window = columns.window();
   if (window.empty()) return;
-  const std::int64_t x = window.x_begin / 32 * 32 + index * kThreads, end = x + kThreads;
+  const std::int64_t x = window.x_begin / 32 * 32 + std::int64_t{index} * kThreads, end = x + kThreads;
   if (x >= window.x_end) return;
   const Column column =
       columns.begin(x, x > window.x_begin ? x : window.x_begin, end < window.x_end ? end : window.x_end);
@@ -159,6 +159,7 @@ __global__ void __launch_bounds__(kThreads)
     word = 0;
   };
   const auto rows = [&](std::uint32_t low, std::uint32_t high, bool from, bool to, std::uint32_t at) {
+#pragma unroll 1
     for (std::uint32_t y = low; y < high; ++y) {
       const std::uint32_t bits = __ballot_sync(kAllLanes, y < at ? from : to);
       if (lane == y % 32) word = bits;
@@ -168,6 +169,7 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t first = 0;; first = columns.next_tile()) {
     columns.load_tile(first);
     float upper = columns.value(column, 0);
+#pragma unroll 1
     for (int row = 0; row + 1 < columns.tile_rows(); ++row) {
       const float lower = columns.value(column, row + 1);
       const std::uint32_t low = columns.row_pixel(row), high = columns.row_pixel(row + 1);
@@ -206,8 +208,8 @@ Problem problem_of(const AssembleMasksParams& params, const AssembleMasksInputs&
     problem.labels = inputs.labels.ptr<const std::int64_t>();
     problem.labels_stride = inputs.labels.stride[0];
   }
-  problem.x = masks::x_axis(params, features.shape[2]);
-  problem.y = masks::y_axis(params, features.shape[1]);
+  problem.x = masks::device::device_axis(masks::x_axis(params, features.shape[2]));
+  problem.y = masks::device::device_axis(masks::y_axis(params, features.shape[1]));
   problem.margin = params.box_margin;
   problem.threshold = static_cast<float>(params.threshold);
   problem.threshold_rest = static_cast<float>(params.threshold - static_cast<double>(problem.threshold));
@@ -265,11 +267,11 @@ void assemble_masks_cuda(const AssembleMasksParams& params, const AssembleMasksI
   auto* ends = reinterpret_cast<std::uint32_t*>(static_cast<char*>(workspace.data) + records_bytes(instances, strips));
   const bool dynamic = params.head == MaskHead::kDynamic;
   cuda::launch(kOp, dynamic ? count_runs<MaskHead::kDynamic> : count_runs<MaskHead::kShape>, grid, kThreads, 0, stream,
-               problem, strips, pixels, records);
+               problem, static_cast<unsigned>(strips), pixels, records);
   cuda::launch(kOp, sum_runs, 1, kSumThreads, 0, stream, records, strips, instances, pixels, ends,
                runs.ptr<std::uint32_t>(), capacity, offsets.ptr<std::int64_t>());
   cuda::launch(kOp, dynamic ? write_runs<MaskHead::kDynamic> : write_runs<MaskHead::kShape>, grid, kThreads, 0, stream,
-               problem, strips, instances, pixels, records, offsets.ptr<const std::int64_t>(),
+               problem, static_cast<unsigned>(strips), instances, pixels, records, offsets.ptr<const std::int64_t>(),
                runs.ptr<std::uint32_t>(), capacity);
 }
 
@@ -285,7 +287,8 @@ void assemble_bitmaps_cuda(const AssembleMasksParams& params, const AssembleMask
   const std::int64_t strips = divided_up(params.image_width, kThreads);
   const unsigned grid = grid_of(inputs.mask_features, instances, strips);
   cuda::launch(kOp, params.head == MaskHead::kDynamic ? write_bits<MaskHead::kDynamic> : write_bits<MaskHead::kShape>,
-               grid, kThreads, 0, stream, problem_of(params, inputs), strips, bitmaps.ptr<std::uint8_t>());
+               grid, kThreads, 0, stream, problem_of(params, inputs), static_cast<unsigned>(strips),
+               bitmaps.ptr<std::uint8_t>());
 }
 
 }  // namespace centermask

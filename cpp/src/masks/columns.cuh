@@ -29,6 +29,7 @@ struct Scratch {
   double row_begin[kTileRows];  // where the row of cells has its centre, in pixels
   std::int64_t edges[4];        // of the window: x_begin, y_begin, x_end, y_end
   Box box;
+  double inverse[2];  // of the size that positions along x and y are measured in
   CellPosition row_positions[kTileRows];
   CellPosition column_positions[kTileColumns];
   std::int32_t column_cells[kTileColumns];
@@ -44,6 +45,14 @@ struct Column {
   float right_weight, left_weight;
   double fraction;
 };
+
+// a / b to 13 digits, for |b| within the range of float: from a reciprocal in float, and one step of Newton's.
+__device__ inline double quotient(double a, double b) {
+  // Scaled, since the reciprocal is 0 for numbers beyond 2^126.
+  const double reciprocal = 0.0625 * static_cast<double>(__fdividef(1.0f, static_cast<float>(0.0625 * b)));
+  const double first = __dmul_rn(a, reciprocal);
+  return fma(fma(-first, b, a), reciprocal, first);
+}
 
 // What the whole block shares, in registers.
 template <MaskHead kHead>
@@ -63,6 +72,10 @@ class Columns {
       const bool vertical = (threadIdx.x & 1u) != 0, upper = (threadIdx.x & 2u) != 0;
       std::int64_t edge = 0;
       if (exists) {
+        const double across = box.x1 - box.x0, down = box.y1 - box.y0;
+        const double size =
+            kHead == MaskHead::kDynamic ? fmax(fmax(across, down), problem.x.stride) : (vertical ? down : across);
+        if (!upper) scratch.inverse[threadIdx.x] = 1 / size;
         edge = box_edge(vertical ? problem.y : problem.x, vertical ? box.y0 : box.x0, vertical ? box.y1 : box.x1,
                         problem.margin, upper);
       }
@@ -92,6 +105,7 @@ class Columns {
     }
     if (kHead == MaskHead::kDynamic) {
       const std::int64_t params = instance_ * problem_.params_stride[0];
+#pragma unroll 1
       for (int i = static_cast<int>(threadIdx.x); i < kDynamicParams; i += kThreads) {
         scratch_.params[dynamic_place(i)] =
             load(problem_.params, problem_.params_type, params + i * problem_.params_stride[1]);
@@ -108,11 +122,13 @@ class Columns {
     const int pairs = 2 * (last - first + 1);
     const bool adjacent = end_cell - first_cell < pairs;
     columns_ = adjacent ? end_cell - first_cell + 1 : pairs;
+#pragma unroll 1
     for (int k = static_cast<int>(threadIdx.x); k < columns_; k += kThreads) {
       std::int32_t tile_cell = adjacent ? first_cell + k : scratch_.pixel_cells[first + k / 2] + k % 2;
       if (tile_cell > last_cell) tile_cell = last_cell;
       scratch_.column_cells[k] = tile_cell;
-      scratch_.column_positions[k] = position(problem_.x, tile_cell, scratch_.box.x0, scratch_.box.x1);
+      scratch_.column_positions[k] =
+          position(problem_.x, tile_cell, scratch_.box.x0, scratch_.box.x1, scratch_.inverse[0]);
     }
     column.left = adjacent ? cell - first_cell : 2 * (static_cast<int>(threadIdx.x) - first);
     column.right = column.left + 1 < columns_ ? column.left + 1 : column.left;
@@ -128,16 +144,18 @@ class Columns {
     tile_first_ = first;
     tile_count_ = static_cast<int>(rows_.count - first < tile_rows_ ? rows_.count - first : tile_rows_);
     __syncthreads();  // whoever still reads the tile before
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < tile_count_; i += kThreads) {
       const std::int64_t cell = rows_.first + first + i;
       const double begin = pixel_of_cell(problem_.y, cell);
       scratch_.row_begin[i] = begin;
-      scratch_.row_positions[i] = position(problem_.y, cell, scratch_.box.y0, scratch_.box.y1);
+      scratch_.row_positions[i] = position(problem_.y, cell, scratch_.box.y0, scratch_.box.y1, scratch_.inverse[1]);
       scratch_.row_pixel[i] =
           static_cast<std::uint32_t>(first_at_cell(problem_.y, cell, begin, window_.y_begin, window_.y_end));
     }
     __syncthreads();
     const unsigned values = static_cast<unsigned>(tile_count_ * columns_);
+#pragma unroll 1
     for (unsigned i = threadIdx.x; i < values; i += kThreads) {
       const unsigned row = i / static_cast<unsigned>(columns_), column = i - row * static_cast<unsigned>(columns_);
       const std::int64_t cell = channel_ * problem_.features_stride[0] +
@@ -179,9 +197,8 @@ class Columns {
     const bool from = upper >= 0.0f, to = lower >= 0.0f;
     if (upper != upper || lower != lower) return {false, false, high};
     if (from == to) return {from, to, high};
-    const double step = problem_.y.stride / problem_.y.scale;
     const double above = exact_value(column, row), below = exact_value(column, row + 1);
-    const double y = fma(step, above / __dadd_rn(above, -below), scratch_.row_begin[row]);
+    const double y = fma(problem_.y.step, quotient(above, __dadd_rn(above, -below)), scratch_.row_begin[row]);
     // The first pixel at or behind the crossing where the mask begins, the first one behind it where the mask ends.
     std::uint32_t at = low;
     if (y >= static_cast<double>(high)) {
@@ -198,6 +215,7 @@ class Columns {
   template <class Emit>
   __device__ void walk(const Column& column, bool& side, Emit emit) const {
     float upper = value(column, 0);
+#pragma unroll 1
     for (int row = 0; row + 1 < tile_count_; ++row) {
       const float lower = value(column, row + 1);
       const bool to = lower >= 0.0f;
@@ -224,11 +242,9 @@ class Columns {
   }
 
  private:
-  __device__ CellPosition position(const Axis& axis, std::int64_t cell, double low, double high) const {
-    if (kHead == MaskHead::kShape) return shape_position(axis, cell, low, high);
-    const double size =
-        fmax(fmax(scratch_.box.x1 - scratch_.box.x0, scratch_.box.y1 - scratch_.box.y0), problem_.x.stride);
-    return relative_position(axis, cell, low, high, size);
+  __device__ CellPosition position(const Axis& axis, std::int64_t cell, double low, double high, double inverse) const {
+    if (kHead == MaskHead::kShape) return shape_position(axis, cell, low, inverse);
+    return relative_position(axis, cell, low, high, inverse);
   }
 
   __device__ double exact_value(const Column& column, int row) const {

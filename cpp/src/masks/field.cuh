@@ -21,7 +21,7 @@ struct Problem {
   std::int64_t boxes_stride[2];
   std::int64_t labels_stride;
   std::int64_t channels;
-  Axis x, y;
+  DeviceAxis x, y;
   double margin;
   float threshold, threshold_rest;  // their sum is the threshold
 };
@@ -120,7 +120,7 @@ __device__ inline float shape_value(const Problem& problem, std::int64_t params,
   const float logit = between(between(at(row.index, column.index), at(below, column.index), row.value),
                               between(at(row.index, right), at(below, right), row.value), column.value);
   const float saliency = load(problem.features, problem.features_type, cell);
-  return 1.0f / __fmul_rn(__fadd_rn(1.0f, exp_minus(logit)), __fadd_rn(1.0f, exp_minus(saliency)));
+  return __fdividef(1.0f, __fmul_rn(__fadd_rn(1.0f, exp_minus(logit)), __fadd_rn(1.0f, exp_minus(saliency))));
 }
 
 }  // namespace centermask::masks::device

@@ -1,13 +1,13 @@
 """Times the CUDA kernels beside their peers on one GPU, one call of each in turn.
 
-    python benchmarks/cuda.py --out results/            (about three minutes)
-    python benchmarks/cuda.py --out results/ --quick    (under one)
+    python benchmarks/gpu.py --out results/            (about three minutes)
+    python benchmarks/gpu.py --out results/ --quick    (under one)
 
 Medians in milliseconds, warm, by CUDA events. Each row has two columns: `graph`, replays of a CUDA graph of a few calls
 on different inputs, which has no launch overhead and is what the ratios are taken of; and `call`, the call from Python,
 one after another as a program makes them. The inputs of consecutive calls differ, so that the L2 cache does not hold
 them. Peers: torchvision's deform_conv2d in the same dtype; cuDNN's ordinary convolution of the same shape,
-channels-last; PyTorch's max_pool2d + topk. Writes cuda.json, and cuda.md with the table that is printed last.
+channels-last; PyTorch's max_pool2d + topk. Writes gpu.json, and gpu.md with the table that is printed last.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from cuda_report import add_goals, best, detail
+from gpu_report import add_goals, best, detail
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
 from centermask import _core, ops
@@ -329,7 +329,7 @@ def accuracy() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for cuda.json and cuda.md")
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
     parser.add_argument("--quick", action="store_true", help="fewer shapes and repeats: under a minute")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -354,7 +354,7 @@ def main() -> None:
             print(f"{name} FAILED: {error}", flush=True)
             return None
         torch.cuda.empty_cache()
-        (arguments.out / "cuda.json").write_text(json.dumps(results, indent=1))
+        (arguments.out / "gpu.json").write_text(json.dumps(results, indent=1))
         return value
 
     results["accuracy"] = attempt("accuracy", accuracy) or {f"{name} failed": 1.0 for name in ("fp32", "tf32", "fp16")}
@@ -385,8 +385,8 @@ def main() -> None:
     ]
     lines += [f"| {what} | {goal} | {value} | {'yes' if reached else 'NO'} |" for what, goal, value, reached in rows]
     lines += detail(results)
-    (arguments.out / "cuda.json").write_text(json.dumps(results, indent=1))
-    (arguments.out / "cuda.md").write_text("\n".join(lines) + "\n")
+    (arguments.out / "gpu.json").write_text(json.dumps(results, indent=1))
+    (arguments.out / "gpu.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     if results["errors"]:
         raise SystemExit(f"failed: {results['errors']}")

@@ -1,4 +1,4 @@
-"""The tables of benchmarks/cuda.py."""
+"""The tables of benchmarks/gpu.py."""
 
 from __future__ import annotations
 
