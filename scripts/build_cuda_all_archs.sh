@@ -4,7 +4,7 @@
 #
 #   scripts/build_cuda_all_archs.sh [ARCHITECTURE...]     such as 80 90; without any, the list of a normal build
 #
-# Fails where a source does not compile, a kernel spills registers, or deform_conv2d has no HMMA instruction on sm_80 or
+# Fails where a source does not compile, a kernel spills registers, or deform_conv2d has no tensor core instruction on sm_80 or
 # newer. Needs nvcc and cmake; cuobjdump (of the CUDA toolkit, or of the Python package triton) for the last. No GPU.
 #   OUT=build/all_archs   logs, objects, and kernels.txt with one line a kernel
 #   JOBS=2                compilers at a time
@@ -18,9 +18,10 @@ rm -f "$out"/*.log "$out"/*.o "$out/kernels.txt"
 
 # The lists that the build itself uses.
 mapfile -t sources < <(sed -n '/^set(CENTERMASK_CUDA_SOURCES/,/^)/p' CMakeLists.txt | grep -o 'cpp/.*\.cu')
+version=$(nvcc --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+export MAJOR=${version%%.*}
 architectures=("$@")
 if [ ${#architectures[@]} -eq 0 ]; then
-  version=$(nvcc --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
   # shellcheck disable=SC2016  # CMake's variable
   printf 'include("%s/cmake/CentermaskCudaArchitectures.cmake")\ncentermask_cuda_architectures(%s list)\nmessage("${list}")\n' \
     "$PWD" "$version" >"$out/ask.cmake"
@@ -33,8 +34,7 @@ spec = u.find_spec("triton")
 print(next(iter(p.Path(spec.origin).parent.rglob("cuobjdump")), "") if spec else "")' 2>/dev/null || true)
 fi
 
-printf '%s: %d sources for sm_%s\n' "$(nvcc --version | sed -n 's/.*\(release [0-9.]*\),.*/CUDA \1/p')" "${#sources[@]}" \
-  "$(IFS=,; printf '%s' "${architectures[*]}")"
+printf 'CUDA %s: %d sources for sm_%s\n' "$version" "${#sources[@]}" "$(IFS=,; printf '%s' "${architectures[*]}")"
 object_name() { printf '%s.sm_%s' "$(printf '%s' "${1#cpp/src/}" | tr / - | sed 's/\.cu$//')" "$2"; }
 status=0
 # shellcheck disable=SC2016  # the inner shell's variables
@@ -43,14 +43,17 @@ for architecture in "${architectures[@]}"; do
     printf '%s\0%s\0%s\0' "$architecture" "$source" "$out/$(object_name "$source" "$architecture")"
   done
 done | xargs -0 -n 3 -P "$jobs" bash -c '
-  nvcc -std=c++17 -O3 --expt-relaxed-constexpr -gencode "arch=compute_$1,code=sm_$1" -Xptxas -v -Icpp/include -Icpp/src \
-    -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas,-Wno-class-memaccess -c "$2" -o "$3.o" >"$3.log" 2>&1 ||
+  code=$1
+  flags=
+  if [ "$1" = 90 ] && [ "$MAJOR" -ge 12 ]; then code=90a flags=-DCENTERMASK_SM90A=1; fi  # as CentermaskCuda.cmake does
+  nvcc -std=c++17 -O3 --expt-relaxed-constexpr -gencode "arch=compute_$code,code=sm_$code" $flags -Xptxas -v \
+    -Icpp/include -Icpp/src -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas,-Wno-class-memaccess -c "$2" -o "$3.o" >"$3.log" 2>&1 ||
     { printf "FAILED: %s for sm_%s\n" "$2" "$1"; tail -n 20 "$3.log"; exit 1; }' compile || status=1
 
 # ptxas -v says, for each kernel: its name, then stack and spills, then registers.
 for log in "$out"/*.log; do
   awk -v file="$(basename "$log" .log)" '
-    /Compiling entry function/ { split($0, quoted, "\047"); kernel = quoted[2]; card = quoted[4] }
+    /Compiling entry function/ { split($0, quoted, "\047"); kernel = quoted[2]; card = quoted[4]; sub(/a$/, "", card) }
     /bytes stack frame/ { stack = $1; spills = $5 + $9 }
     /Used [0-9]+ registers/ && kernel != "" {
       match($0, /Used [0-9]+/); registers = substr($0, RSTART + 5, RLENGTH - 5)
@@ -83,8 +86,8 @@ else
   for object in "$out"/deform_conv2d-*.o; do
     card=${object##*.sm_}
     card=${card%.o}
-    count=$("$cuobjdump" -sass "$object" 2>/dev/null | grep -c HMMA || true)
-    printf '%-36s %6d HMMA instructions\n' "$(basename "$object" .o)" "$count"
+    count=$("$cuobjdump" -sass "$object" 2>/dev/null | grep -cE 'HMMA|HGMMA' || true)
+    printf '%-36s %6d tensor core instructions\n' "$(basename "$object" .o)" "$count"
     if [ "$card" -ge 80 ] && [ "$count" -eq 0 ]; then
       printf 'FAILED: no tensor core instruction\n'
       status=1
