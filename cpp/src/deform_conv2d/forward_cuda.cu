@@ -180,8 +180,6 @@ std::size_t workspace_bytes(const Plan& plan) {
 
 // ---- launches ----
 
-dim3 grid_1d(std::int64_t threads) { return dim3(static_cast<unsigned>(divide_up(threads, kPrepareThreads)), 1, 1); }
-
 template <class V>
 void copy_x(const Plan& plan, const TensorView& x, void* to, const CudaStream& stream) {
   const DeformConv2dShape& s = plan.shape;
@@ -209,14 +207,18 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
   PackArguments p{};
   p.from = weight.data, p.to = to;
   for (int i = 0; i < 4; ++i) p.stride[i] = weight.stride[i];
-  p.vectors = plan.packed_bytes / kVectorBytes;
+  p.zeros = plan.packed_bytes / kVectorBytes, p.steps = a.steps;
   p.group_out = a.group_out, p.out_blocks = a.out_blocks, p.columns = plan.tile.channels;
-  p.steps = a.steps, p.segments = a.segments, p.segment_channels = a.segment_channels, p.chunks = a.chunks;
+  p.segments = a.segments, p.segment_channels = a.segment_channels, p.chunks = a.chunks;
   p.taps = a.taps, p.table_taps = a.table_taps, p.kernel_w = a.kernel_w;
-  const dim3 grid = grid_1d(p.vectors + 1), block(kPrepareThreads, 1, 1);
+  p.channels_inside = weight.stride[1] == 1 && a.taps > 1 ? 1 : 0;
   p.tf32 = plan.kernel != Kernel::kSimt && !plan.full_precision ? 1 : 0;
   p.kernel = plan.kernel;
-  cuda::launch(kOp, pack_weights<V>, grid, block, 0, stream, p);
+  const std::int64_t blocks =
+      static_cast<std::int64_t>(a.groups) * a.out_blocks * (plan.tile.channels / kPackRows) * a.segments * a.chunks;
+  if (blocks > kMaxInt) fail(ErrorKind::kUnsupported, kOp, ": weight is too large, got ", shape_text(weight));
+  cuda::launch(kOp, pack_weights<V>, dim3(static_cast<unsigned>(blocks), 1, 1), dim3(kPrepareThreads, 1, 1), 0, stream,
+               p);
 }
 
 // The configurations that are compiled, tried in order until one is the plan's.

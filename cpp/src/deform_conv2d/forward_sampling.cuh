@@ -160,8 +160,7 @@ struct Cursor {
   int first_tap, tap;  // `tap` counts from first_tap, the first one in the table
   int chunk;
 
-  template <class Sizes>
-  __device__ __forceinline__ Cursor(const Sizes& a, int group, std::int64_t step) {
+  __device__ __forceinline__ Cursor(const Arguments& a, int group, std::int64_t step) {
     const std::int64_t per_segment = static_cast<std::int64_t>(a.chunks) * a.taps;
     segment = static_cast<int>(step / per_segment);
     const std::int64_t rest = step - segment * per_segment;
@@ -174,10 +173,7 @@ struct Cursor {
     tap = inside - chunk * block_taps(a);
   }
 
-  template <class Sizes>
-  __device__ __forceinline__ int block_taps(const Sizes& a) const {
-    return min(a.table_taps, a.taps - first_tap);
-  }
+  __device__ __forceinline__ int block_taps(const Arguments& a) const { return min(a.table_taps, a.taps - first_tap); }
 
   // Returns whether the table of places has to be filled again.
   __device__ __forceinline__ bool advance(const Arguments& a) {
