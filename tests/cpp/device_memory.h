@@ -22,7 +22,9 @@ namespace device_memory {
 #if defined(CENTERMASK_CUDA_EMULATED)
 inline void* allocate(std::size_t bytes) { return std::aligned_alloc(256, (bytes + 255) / 256 * 256); }
 inline void release(void* data) { std::free(data); }
-inline void copy(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+inline void copy(void* to, const void* from, std::size_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
 inline void synchronize() {}
 inline bool available() { return true; }
 #else

@@ -85,7 +85,7 @@ def test_forward(case: Case, how: str, device: str, precision: str) -> None:
         )
     assert output.dtype == DTYPES[precision]
     if device == "cuda" and how == "channels_last":
-        assert output.is_contiguous(memory_format=torch.channels_last)
+        assert case.n == 0 or output.is_contiguous(memory_format=torch.channels_last)
     elif how != "channels_last":
         assert output.is_contiguous()
     check(output, reference(case, tensors), TOLERANCE[precision])
@@ -114,7 +114,7 @@ def test_gradients(case: Case, how: str, device: str, precision: str) -> None:
         assert actual.dtype == tensor.dtype, name
         check(actual, wanted, TOLERANCE[precision], name)
     if device == "cuda" and how == "channels_last":
-        assert gradients[0].is_contiguous(memory_format=torch.channels_last)
+        assert case.n == 0 or gradients[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.cuda

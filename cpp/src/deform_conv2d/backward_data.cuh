@@ -256,7 +256,10 @@ __global__ void __launch_bounds__(kDataThreads, kAll && sizeof(T) == 2 ? kDataBl
     if (chunk == first_chunk && slice == 0 && thread < kTileRows) {
       Place place{};
       const int position = first + thread, n = position / g.out_pixels;
-      if (position < a.positions) place = find_place<true>(g, n, position - n * g.out_pixels, offset_group, tap);
+      if (position < a.positions) {
+        const int in_image = position - n * g.out_pixels;
+        place = find_place<true>(g, in_image, tap, read_place(g, n, in_image, offset_group, tap));
+      }
       shared.at[thread] = (static_cast<std::int64_t>(n) * g.height * g.width + place.pixel) * a.pixel_stride;
       shared.weight[thread] = corner_weights(place);
       shared.below[thread] = place.below, shared.right[thread] = place.right, shared.mask[thread] = place.mask;

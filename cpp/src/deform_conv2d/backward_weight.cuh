@@ -139,15 +139,21 @@ __global__ void __launch_bounds__(kWeightThreads, sizeof(T) == 2 && kMath == Mat
                               (first_column + thread) % g.taps};
   }
   __syncthreads();
-  const auto find_places = [&](int slice) {
+  // The places of a slice are found in two steps: while one slice is computed, the offsets of a later one are under
+  // way.
+  PlaceValues values = {};
+  const auto read_places = [&](int slice) {
+    const int position = first + slice * kSlice + thread % kSlice, n = position / g.out_pixels;
+    if (thread >= columns * kSlice || position >= end) return;
+    const ColumnGroup& column = shared.columns[thread / kSlice];
+    values = read_place(g, n, position - n * g.out_pixels, column.offset_group, column.tap);
+  };
+  const auto write_places = [&](int slice) {
     if (thread >= columns * kSlice) return;
-    const int position = first + slice * kSlice + thread % kSlice;
-    const ColumnGroup column = shared.columns[thread / kSlice];
+    const int position = first + slice * kSlice + thread % kSlice, n = position / g.out_pixels;
+    const ColumnGroup& column = shared.columns[thread / kSlice];
     Place place{};
-    const int n = position / g.out_pixels;
-    if (position < end) {
-      place = find_place<false>(g, n, position - n * g.out_pixels, column.offset_group, column.tap);
-    }
+    if (position < end) place = find_place<false>(g, position - n * g.out_pixels, column.tap, values);
     const std::int64_t pixel = static_cast<std::int64_t>(n) * g.height * g.width + place.pixel;
     shared.places[slice % 2][thread] = {pixel * a.pixel_stride + column.channel, place.present};
     shared.weights[slice % 2][thread] = corner_weights(place);
@@ -167,8 +173,13 @@ __global__ void __launch_bounds__(kWeightThreads, sizeof(T) == 2 && kMath == Mat
 
   Neighbours<T> neighbours = {};
   load_grads(0);
-  find_places(0);
-  if (slices > 1) find_places(1);
+  read_places(0);
+  write_places(0);
+  if (slices > 1) {
+    read_places(1);
+    write_places(1);
+  }
+  if (slices > 2) read_places(2);
   __syncthreads();
   for (int q = 0; q < columns; ++q) {
     read_samples(0, q, neighbours);
@@ -193,7 +204,8 @@ __global__ void __launch_bounds__(kWeightThreads, sizeof(T) == 2 && kMath == Mat
     }
     if (!more) break;
     write_samples(slice + 1, 0, neighbours);
-    if (slice + 2 < slices) find_places(slice + 2);
+    if (slice + 2 < slices) write_places(slice + 2);
+    if (slice + 3 < slices) read_places(slice + 3);
 #pragma unroll 1
     for (int q = 1; q < columns; ++q) {
       read_samples(slice + 1, q, neighbours);

@@ -27,8 +27,8 @@ constexpr TileConfig kWide = {128, 256, 2, 4, 1}, kWideSmall = {64, 256, 2, 4, 1
 constexpr TileConfig kMiddle = {128, 128, 2, 4, 1}, kNarrow = {128, 64, 4, 2, 2};
 constexpr TileConfig kSimtWide = {128, 128, 0, 0, 0}, kSimtNarrow = {64, 64, 0, 0, 0};
 
-constexpr TileConfig kWgmmaWide = {128, 256, 1, 16, 1}, kWgmmaMiddle = {128, 128, 1, 8, 2};
-constexpr TileConfig kWgmmaNarrow = {128, 64, 1, 4, 3};
+constexpr TileConfig kWgmmaWide = {128, 256, 1, 16, 1}, kWgmmaMiddle = {128, 128, 2, 8, 1};
+constexpr TileConfig kWgmmaNarrow = {128, 64, 2, 4, 2};
 
 // Code for sm_90a is in the library where its build says so, and in the emulator always.
 #if defined(CENTERMASK_CUDA_EMULATED) && !defined(CENTERMASK_SM90A)
@@ -167,7 +167,7 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   } else {
     plan.tile = wide_fits && !plan.full_precision ? kWide : kWideSmall;
   }
-  if (plan.kernel == Kernel::kMma && tuning.tile.positions > 0) plan.tile = tuning.tile;
+  if (plan.kernel != Kernel::kSimt && tuning.tile.positions > 0) plan.tile = tuning.tile;
   plan_tiles(plan, multiprocessors, shared_limit, tuning);
   plan.packed_bytes = a.groups * a.out_blocks * a.steps * plan.tile.channels * kChunkVectors * kVectorBytes;
   return plan;
@@ -249,13 +249,24 @@ void launch_mma(const Plan& plan, const dim3& grid, const CudaStream& stream) {
   if (!launched) fail(ErrorKind::kRuntime, kOp, ": no kernel for the planned tile");
 }
 
+template <class Type, int kN, int kSides, int kBlocks>
+bool launch_wgmma_if(const Plan& plan, const dim3& grid, const CudaStream& stream) {
+  if (!same(plan.tile, TileConfig{kWgmmaPositions, kN, kSides, kN / 16, kBlocks})) return false;
+  cuda::launch(kOp, forward_wgmma<Type, kN, kSides, kBlocks>, grid, dim3(kN / 64 * kSides * 128, 1, 1),
+               static_cast<std::size_t>(plan.shared_bytes), stream, plan.arguments);
+  return true;
+}
+
 template <class Type>
 void launch_wgmma(const Plan& plan, const dim3& grid, const CudaStream& stream) {
-  const auto kernel = plan.tile.channels == 64    ? forward_wgmma<Type, 64, 3>
-                      : plan.tile.channels == 128 ? forward_wgmma<Type, 128, 2>
-                                                  : forward_wgmma<Type, 256, 1>;
-  cuda::launch(kOp, kernel, grid, dim3(static_cast<unsigned>(plan.tile.channels * 2), 1, 1),
-               static_cast<std::size_t>(plan.shared_bytes), stream, plan.arguments);
+  bool launched = launch_wgmma_if<Type, 64, 2, 2>(plan, grid, stream) ||
+                  launch_wgmma_if<Type, 128, 2, 1>(plan, grid, stream) ||
+                  launch_wgmma_if<Type, 256, 1, 1>(plan, grid, stream);
+#if defined(CENTERMASK_TUNING)
+  launched = launched || launch_wgmma_if<Type, 64, 1, 3>(plan, grid, stream) ||
+             launch_wgmma_if<Type, 128, 1, 2>(plan, grid, stream);
+#endif
+  if (!launched) fail(ErrorKind::kRuntime, kOp, ": no kernel for the planned tile");
 }
 
 template <class Type>

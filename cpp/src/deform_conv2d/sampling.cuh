@@ -72,28 +72,39 @@ struct Place {
   float mask;
 };
 
-// Tap `tap` of an offset group at pixel `place` of output image n. With kAtEdge, samples at y = -1 or x = -1 exactly
-// count as inside: their value is 0, but their derivative looks to the right, into the image.
-template <bool kAtEdge>
-__device__ __forceinline__ Place find_place(const Geometry& g, int n, int place, int offset_group, int tap) {
+// What offset and mask say of one sample.
+struct PlaceValues {
+  float dy, dx, mask;
+};
+
+__device__ __forceinline__ PlaceValues read_place(const Geometry& g, int n, int place, int offset_group, int tap) {
   const int row = place / g.out_width, column = place - row * g.out_width;
   const std::int64_t channel = static_cast<std::int64_t>(offset_group) * g.taps + tap;
   const std::int64_t at = n * g.offset.stride[0] + 2 * channel * g.offset.stride[1] + row * g.offset.stride[2] +
                           column * g.offset.stride[3];
+  PlaceValues values = {read_float(g.offset, at), read_float(g.offset, at + g.offset.stride[1]), 1.0f};
+  if (g.mask.data != nullptr) {
+    values.mask = read_float(
+        g.mask, n * g.mask.stride[0] + channel * g.mask.stride[1] + row * g.mask.stride[2] + column * g.mask.stride[3]);
+  }
+  return values;
+}
+
+// Tap `tap` at pixel `place` of an output image. With kAtEdge, samples at y = -1 or x = -1 exactly count as inside:
+// their value is 0, but their derivative looks to the right, into the image.
+template <bool kAtEdge>
+__device__ __forceinline__ Place find_place(const Geometry& g, int place, int tap, const PlaceValues& values) {
+  const int row = place / g.out_width, column = place - row * g.out_width;
   const int tap_row = tap / g.kernel_w, tap_column = tap - tap_row * g.kernel_w;
   // Not more than 2^25 pixels from the image, or so far out that the rounding here does not matter.
   const float y = static_cast<float>(static_cast<std::int64_t>(row) * g.stride[0] - g.padding[0] +
                                      static_cast<std::int64_t>(tap_row) * g.dilation[0]) +
-                  read_float(g.offset, at);
+                  values.dy;
   const float x = static_cast<float>(static_cast<std::int64_t>(column) * g.stride[1] - g.padding[1] +
                                      static_cast<std::int64_t>(tap_column) * g.dilation[1]) +
-                  read_float(g.offset, at + g.offset.stride[1]);
+                  values.dx;
   Place result;
-  result.mask = 1.0f;
-  if (g.mask.data != nullptr) {
-    result.mask = read_float(
-        g.mask, n * g.mask.stride[0] + channel * g.mask.stride[1] + row * g.mask.stride[2] + column * g.mask.stride[3]);
-  }
+  result.mask = values.mask;
   const bool high_enough = kAtEdge ? y >= -1.0f && x >= -1.0f : y > -1.0f && x > -1.0f;
   // False for NaN.
   const bool inside = high_enough && y < static_cast<float>(g.height) && x < static_cast<float>(g.width);
