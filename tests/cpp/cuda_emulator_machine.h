@@ -310,20 +310,29 @@ class Machine {
     thread.meeting = nullptr;
   }
 
-  // All thread-local variables of the program, as this system thread sees them: the kernels' static shared memory.
+  // All thread-local variables of this program or shared library, as this system thread sees them: the kernels' static
+  // shared memory.
   void poison_static_shared() {
     if (!looked_for_static_) {
       looked_for_static_ = true;
+      static thread_local volatile unsigned char anchor = 0;  // one of them
+      anchor = 1;
+      anchor_ = const_cast<unsigned char*>(&anchor);
       dl_iterate_phdr(
-          [](dl_phdr_info* info, std::size_t, void* self) {
+          [](dl_phdr_info* info, std::size_t, void* data) {
+            Machine& self = *static_cast<Machine*>(data);
             for (int i = 0; i < info->dlpi_phnum; ++i) {
-              if (info->dlpi_phdr[i].p_type != PT_TLS) continue;
-              static_cast<Machine*>(self)->static_shared_ = static_cast<unsigned char*>(info->dlpi_tls_data);
-              static_cast<Machine*>(self)->static_bytes_ = info->dlpi_phdr[i].p_memsz;
+              unsigned char* start = static_cast<unsigned char*>(info->dlpi_tls_data);
+              const std::size_t bytes = info->dlpi_phdr[i].p_memsz;
+              if (info->dlpi_phdr[i].p_type != PT_TLS || self.anchor_ < start || self.anchor_ >= start + bytes)
+                continue;
+              self.static_shared_ = start;
+              self.static_bytes_ = bytes;
             }
-            return 1;  // the first is the program itself
+            return 0;
           },
           this);
+      if (static_shared_ == nullptr) failure_ = "the emulator does not find the static shared memory";
     }
     if (static_shared_ != nullptr) std::memset(static_shared_, 0xFF, static_bytes_);
   }
@@ -337,6 +346,7 @@ class Machine {
   std::vector<unsigned char> shared_memory_;
   unsigned char* shared_ = nullptr;
   unsigned char* static_shared_ = nullptr;
+  unsigned char* anchor_ = nullptr;
   std::size_t static_bytes_ = 0;
   bool looked_for_static_ = false;
   int current_ = 0, alive_ = 0;
