@@ -200,7 +200,7 @@ void run_weight(const BackwardPlan& p, const Parts& parts, const Geometry& geome
   f.group_in = static_cast<int>(s.in_channels / s.params.groups), f.taps = geometry.taps;
   f.run = static_cast<int>(p.run), f.chunks_per_run = a.chunks_per_run;
   f.column_groups = static_cast<int>(p.column_groups);
-  cuda::launch(kOp, finish_weight_kernel<T>, grid_of(divide_up(s.out_channels * f.group_in, kCopyThreads)),
+  cuda::launch(kOp, finish_weight_kernel<T>, grid_of(divide_up(s.out_channels * f.group_in * f.taps, kCopyThreads)),
                dim3(kCopyThreads), 0, stream, f);
 }
 
@@ -209,14 +209,15 @@ void run_bias(const BackwardPlan& p, const Parts& parts, const TensorView& grad_
               const CudaStream& stream) {
   const DeformConv2dShape& s = p.shape;
   BiasSums a{};
-  a.grad_output = floats_of(grad_output);
+  a.grad_output = grad_output.data;
+  for (int i = 0; i < 4; ++i) a.stride[i] = grad_output.stride[i];
   a.positions = static_cast<int>(p.positions), a.out_pixels = static_cast<int>(s.out_pixels());
   a.out_width = static_cast<int>(s.out_width), a.channels = static_cast<int>(s.out_channels);
   a.positions_at_once = static_cast<int>(p.bias_at_once), a.splits = static_cast<int>(p.bias_splits);
   a.parts = parts.bias_parts;
-  cuda::launch(kOp, bias_parts_kernel, grid_of(divide_up(s.out_channels, 32) * p.bias_splits), dim3(kCopyThreads), 0,
+  cuda::launch(kOp, bias_parts_kernel<T>, grid_of(divide_up(s.out_channels, 32) * p.bias_splits), dim3(kCopyThreads), 0,
                stream, a);
-  cuda::launch(kOp, finish_bias_kernel<T>, grid_of(divide_up(s.out_channels, kCopyThreads)), dim3(kCopyThreads), 0,
+  cuda::launch(kOp, finish_bias_kernel<T>, grid_of(divide_up(s.out_channels, kCopyThreads / 32)), dim3(kCopyThreads), 0,
                stream, static_cast<const float*>(a.parts), a.splits, a.channels, grad_bias.ptr<T>());
 }
 

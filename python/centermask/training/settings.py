@@ -21,7 +21,10 @@ def option(default: Any, text: str) -> Any:
 class TrainConfig:
     """Settings of `centermask train`; see each field's help."""
 
-    data: tuple[str, ...] = option((), "folders with train.json, val.json, images/; several are joined by class name")
+    data: tuple[str, ...] = option(
+        (),
+        "data sets (COCO: train.json, val.json, images/; COCO 2017, Roboflow, YOLO-seg); joined by class name",
+    )
     model: str = option("lite0-dcn-dynamic", "<backbone>-<dcn|conv>-<dynamic|shape|none>")
     neck: Literal["dcn", "conv"] | None = option(None, "in place of the one in the model's name")
     mask_head: Literal["dynamic", "shape", "none"] | None = option(None, "in place of the one in the model's name")
