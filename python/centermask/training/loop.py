@@ -31,7 +31,7 @@ from centermask.training.coco_reader import read_json
 from centermask.training.data import CocoDataset, load_datasets, repeat_factors
 from centermask.training.loader import TrainBatch, make_loader
 from centermask.training.mixing import MixOptions
-from centermask.training.objective import LossTask, Objective, default_model_config, first_bad_layer
+from centermask.training.objective import LossTask, Objective, default_model_config, first_bad_layer, started_from
 from centermask.training.settings import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,9 @@ class Trainer:
             self.data.fill_cache()
         self.val = self._load_val()
         model_config = default_model_config(config, tuple(self.data.class_names), tuple(self.data.category_ids))
+        if config.init_from or config.resume:
+            start = self.out / "last.pt" if config.resume else Path(config.init_from)
+            model_config = started_from(model_config, load_checkpoint(start).config)
         fresh = not (config.init_from or config.resume)
         self.model = CenterMask(model_config, pretrained=config.pretrained and fresh)
         if config.init_from and not config.resume:
