@@ -18,9 +18,8 @@ from statistics import mean
 from typing import Any
 
 import torch
-from study import rows, run_all
+from study import evaluate_on_cpu, rows, run_all
 
-from centermask.training.evaluate import evaluate_model
 from centermask.training.loop import Trainer
 from centermask.training.settings import TrainConfig
 
@@ -63,7 +62,7 @@ def run(arguments: argparse.Namespace, name: str, seed: int, out: Path) -> dict[
     }
     shutil.rmtree(out, ignore_errors=True)
     config = TrainConfig(data=(str(arguments.data),), out=str(out), init_from=arguments.init_from, **settings)
-    trainer = Trainer(config, evaluate_model)
+    trainer = Trainer(config, evaluate_on_cpu)
     try:
         figures = trainer.fit()
     except FloatingPointError as error:

@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from study import rows, run_all
+from study import evaluate_on_cpu, rows, run_all
 from torch import Tensor, nn
 
 from centermask.nn.deform_conv import DeformConvPack
@@ -28,7 +28,6 @@ from centermask.training import objective as objective_module
 from centermask.training.augment import TrainTransform
 from centermask.training.checkpoint import load_checkpoint
 from centermask.training.data import load_datasets
-from centermask.training.evaluate import evaluate_model
 from centermask.training.loader import make_loader
 from centermask.training.loop import learning_rate_factor
 from centermask.training.objective import LossTask, Objective, default_model_config
@@ -122,7 +121,7 @@ def run(arguments: argparse.Namespace, name: str, seed: int, out: Path) -> dict[
         objective_module.focal_loss = ours
     if figures["broke_at"] is None:
         val = load_datasets([arguments.data], "val", classes=data.class_names)
-        result = evaluate_model(model.eval(), val)
+        result = evaluate_on_cpu(model.eval(), val)
         figures |= {key: result[key] for key in ("mask_ap", "mask_ap50", "box_ap", "box_ap50")}
     return {**figures, "settings": settings, "device": device.type, "size": arguments.size, "batch": BATCH}
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from study import evaluate_on_cpu
 
-from centermask.training.evaluate import evaluate_model
 from centermask.training.loop import Trainer
 from centermask.training.settings import TrainConfig
 
@@ -64,7 +64,7 @@ def run(variant: str, data: Path, out: Path, epochs: int, size: int, init_from: 
         pretrained=not init_from,
     )
     start = time.monotonic()
-    trainer = Trainer(config, evaluate_model)
+    trainer = Trainer(config, evaluate_on_cpu)
     result = trainer.fit()
     keys = ("box_ap", "box_ap50", "mask_ap", "mask_ap50", "mask_ap75")
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import time
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from centermask.nn.model import CenterMask
+from centermask.training.data import CocoDataset
+from centermask.training.evaluate import evaluate_model
 
 Run = Callable[[str, int, Path], dict[str, Any]]
 """(name, seed, folder for the run's files) -> its figures."""
@@ -72,6 +77,11 @@ def _work(
         temporary.write_text(json.dumps(row, indent=1))
         temporary.replace(path)
     raise SystemExit(int(failed))
+
+
+def evaluate_on_cpu(model: CenterMask, data: CocoDataset) -> dict[str, Any]:
+    """What the training loop may call: on a GPU, cuDNN would compile kernels for every new size of a picture."""
+    return evaluate_model(copy.deepcopy(model).cpu(), data)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:

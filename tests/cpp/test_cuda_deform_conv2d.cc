@@ -162,11 +162,15 @@ void run(const Case& s, const Variant& v, unsigned seed, bool strange_offsets) {
                     {cpu_memory.data(), cpu_memory.size()}, make_view(expected.data(), f64, {s.n, s.out, oh, ow}));
 
   const DeviceBuffer<unsigned char> dx(encode(v.channels_last ? reorder(x, s.n, s.c, s.h * s.w, false) : x, v.dtype));
-  const DeviceBuffer<unsigned char> dweight(encode(weight, v.dtype)), doffset(encode(offset, places)),
-      dmask(encode(mask, places)), dbias(encode(bias, v.dtype));
+  // The weight is channels-last where the output is.
+  const DeviceBuffer<unsigned char> dweight(
+      encode(v.channels_last_out ? reorder(weight, s.out, s.c / s.groups, taps, false) : weight, v.dtype));
+  const DeviceBuffer<unsigned char> doffset(encode(offset, places)), dmask(encode(mask, places)),
+      dbias(encode(bias, v.dtype));
   const DeviceBuffer<unsigned char> doutput(expected.size() * static_cast<std::size_t>(dtype_size(v.dtype)));
   const TensorView gx = device_view(dx, v.dtype, {s.n, s.c, s.h, s.w}, v.channels_last);
-  const TensorView gweight = device_view(dweight, v.dtype, {s.out, s.c / s.groups, s.kernel_h, s.kernel_w});
+  const TensorView gweight =
+      device_view(dweight, v.dtype, {s.out, s.c / s.groups, s.kernel_h, s.kernel_w}, v.channels_last_out);
   const TensorView goffset = device_view(doffset, places, {s.n, 2 * s.offset_groups * taps, oh, ow});
   const TensorView gmask = v.mask ? device_view(dmask, places, {s.n, s.offset_groups * taps, oh, ow}) : TensorView{};
   const TensorView gbias = v.bias ? device_view(dbias, v.dtype, {s.out}) : TensorView{};

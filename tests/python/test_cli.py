@@ -357,6 +357,41 @@ def test_doctor_reports_versions_and_both_runtimes(
     assert any("opencv-python and opencv-python-headless" in warning for warning in warnings)
 
 
+def test_doctor_tells_what_cuda_can_do_here() -> None:
+    card = {"ordinal": 0, "name": "Some Card", "compute_capability": 86, "memory_bytes": 8 * 2**30}
+    build = {"compiler": "GCC 12", "cuda": "12.6.85", "cuda_architectures": ("80-real", "90")}
+    warnings: list[str] = []
+    lines = doctor._build(build, {"devices": [card], "problem": "", "driver": 12060}, warnings)
+    assert "12.6.85 for 80-real, 90; driver for CUDA 12.6" in lines[1]
+    assert lines[2] == "device cuda:0 Some Card, sm_86, 8 GiB"
+    assert warnings == []
+    lines = doctor._build(build, {"devices": [], "problem": "no NVIDIA driver", "driver": 0}, warnings)
+    assert lines[2].endswith("none: no NVIDIA driver")
+    assert warnings == []
+    doctor._build(build, {"devices": [card | {"compute_capability": 75}], "problem": "", "driver": 12060}, warnings)
+    assert len(warnings) == 1
+    assert "CMAKE_CUDA_ARCHITECTURES=75" in warnings[0]
+    lines = doctor._build(build | {"cuda": ""}, {"devices": [], "problem": "", "driver": 0}, warnings)
+    assert "CENTERMASK_CUDA=ON" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        (86, ("80-real",), True),  # machine code runs on newer cards of its generation
+        (80, ("86-real",), False),
+        (87, ("75-real", "80-real"), True),
+        (90, ("80-real",), False),
+        (90, ("80",), True),  # from its PTX
+        (120, ("90-virtual",), True),
+        (75, ("80", "90"), False),
+        (90, ("native",), True),
+    ],
+)
+def test_which_cards_a_build_runs_on(capability: int, architectures: tuple[str, ...], runs: bool) -> None:
+    assert doctor._has_code_for(capability, architectures) == runs
+
+
 def test_help_of_every_command_and_the_entry_point() -> None:
     for command in ("predict", "eval", "export", "benchmark", "doctor"):
         with pytest.raises(SystemExit) as caught:

@@ -141,6 +141,9 @@ TensorView view_of(const py::handle& object, const char* op, const char* argumen
   if (view.device.type != DeviceType::kCpu) {
     fail(ErrorKind::kValue, op, ": ", argument, " must be on the CPU, got ", device_text(view.device));
   }
+  if (view.dtype == DType::kBFloat16) {
+    fail(ErrorKind::kType, op, ": ", argument, " has dtype bfloat16, which no operation takes on the CPU");
+  }
   return view;
 }
 

@@ -10,6 +10,7 @@ PYBIND11_MODULE(_core, module) {
   module.attr("has_cuda") = false;
 #endif
   register_errors(module);
+  register_build(module);
   register_decode(module);
   register_deform_conv2d(module);
   register_gather(module);

@@ -7,6 +7,7 @@ namespace centermask::python {
 
 namespace py = pybind11;
 
+void register_build(py::module_& module);
 void register_decode(py::module_& module);
 void register_deform_conv2d(py::module_& module);
 void register_gather(py::module_& module);

@@ -33,6 +33,8 @@ void decode_centers_cpu(const TensorView& heatmap, const DecodeParams& params, c
                         const ParallelFor& parallel = {});
 
 // On CUDA the heatmap may be float32, float16 or bfloat16; scores are float32. The same order as on the CPU.
+// An image must have less than 2^32 cells. The workspace's size depends on the shapes and on top_k alone; its content
+// need not be set. Two launches, and a few more where top_k exceeds 4096.
 std::size_t decode_centers_workspace_cuda(const TensorView& heatmap, const DecodeParams& params);
 
 void decode_centers_cuda(const TensorView& heatmap, const DecodeParams& params, const Workspace& workspace,

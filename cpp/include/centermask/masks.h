@@ -67,9 +67,12 @@ void mask_windows(const AssembleMasksParams& params, const TensorView& boxes, co
 void assemble_bitmaps_cpu(const AssembleMasksParams& params, const AssembleMasksInputs& inputs,
                           const TensorView& bitmaps, const ParallelFor& parallel = {});
 
-// ---- CUDA, in device memory. mask_features and mask_params float32, float16 or bfloat16, boxes float32.
+// ---- CUDA, in device memory. mask_features and mask_params float32, float16 or bfloat16 (each as it likes), boxes
+// float32. v is computed in float32 and crosses the threshold where it does on the CPU, up to rounding. A label that is
+// not below M, an error on the CPU, gives an empty mask: nobody can look at it in time.
 // runs uint32 [capacity], offsets int64 [I+1]: always written, so that offsets[I] > capacity tells, once the stream has
-// come so far, that the runs did not fit and were not written.
+// come so far, that the runs did not fit and were not written. Three launches; the workspace has a few bytes for each
+// instance and 127 columns of the image.
 std::size_t assemble_masks_workspace_cuda(const AssembleMasksParams& params, const AssembleMasksInputs& inputs);
 
 void assemble_masks_cuda(const AssembleMasksParams& params, const AssembleMasksInputs& inputs,
@@ -77,7 +80,8 @@ void assemble_masks_cuda(const AssembleMasksParams& params, const AssembleMasksI
                          const CudaStream& stream);
 
 // Packed bitmaps of the whole image: bitmaps uint8 [I, image_height, (image_width + 7) / 8], the leftmost pixel in the
-// lowest bit (NumPy's packbits with bitorder="little").
+// lowest bit (NumPy's packbits with bitorder="little"). Exactly the pixels of assemble_masks_cuda. One launch, after a
+// memset.
 void assemble_bitmaps_cuda(const AssembleMasksParams& params, const AssembleMasksInputs& inputs,
                            const TensorView& bitmaps, const CudaStream& stream);
 

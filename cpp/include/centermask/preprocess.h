@@ -26,7 +26,8 @@ void check_preprocess(const TensorView& image, const PreprocessParams& params, c
 void preprocess_cpu(const TensorView& image, const PreprocessParams& params, const TensorView& out,
                     const ParallelFor& parallel = {});
 
-// On CUDA `out` may be float32 or float16; the image is in device memory.
+// On CUDA `out` may be float32 or float16; the image is in device memory. float32 results are those of
+// the CPU on x86-64 bit for bit; float16 is these, rounded.
 void preprocess_cuda(const TensorView& image, const PreprocessParams& params, const TensorView& out,
                      const CudaStream& stream);
 

@@ -27,6 +27,15 @@
 
 namespace centermask::cuda {
 
+// The value, such that what follows from it is computed where it is used and not before the loop around: for what is
+// needed seldom, and would hold registers all the time.
+__device__ __forceinline__ unsigned computed_here(unsigned value) {
+#if !defined(CENTERMASK_CUDA_EMULATED)
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 #if defined(CENTERMASK_CUDA_EMULATED)
 
 namespace twin {
@@ -70,7 +79,7 @@ inline void mma_m16n8k16_f16(float (&c)[4], const std::uint32_t (&a)[4], const s
   twin::mma<2>(c, a, b, "mma.m16n8k16.f16", [](std::uint32_t bits, int e) {
     __half value;
     const std::uint16_t half = static_cast<std::uint16_t>(bits >> (16 * e));
-    std::memcpy(&value, &half, sizeof value);
+    std::memcpy(static_cast<void*>(&value), &half, sizeof value);
     return __half2float(value);
   });
 }

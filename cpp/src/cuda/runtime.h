@@ -45,6 +45,7 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+#if defined(__CUDACC__)  // the rest may be included by a .cc
 // launch("decode_centers", kernel, grid, block, dynamic shared bytes, stream, arguments...)
 template <class... Parameters, class... Arguments>
 void launch(const char* op, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
@@ -59,6 +60,7 @@ void launch(const char* op, void (*kernel)(Parameters...), dim3 grid, dim3 block
   // clang-format on
   check(cudaGetLastError(), op, "launch");
 }
+#endif
 
 // Sets device memory to a byte, on the stream.
 inline void fill_bytes(const char* op, void* data, int value, std::size_t bytes, const CudaStream& stream) {

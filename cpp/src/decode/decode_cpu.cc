@@ -9,6 +9,7 @@
 
 #include "centermask/decode.h"
 #include "centermask/error.h"
+#include "decode/threshold.h"
 
 namespace centermask {
 
@@ -26,17 +27,6 @@ struct Candidate {
 template <class T>
 bool better(const Candidate<T>& a, const Candidate<T>& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.position < b.position);
-}
-
-// The smallest T that is not below log(t / (1 - t)).
-template <class T>
-T threshold_logit(double t) {
-  constexpr T infinity = std::numeric_limits<T>::infinity();
-  if (t <= 0) return -infinity;
-  if (t >= 1) return infinity;
-  const double exact = std::log(t / (1 - t));
-  const T rounded = static_cast<T>(exact);
-  return static_cast<double>(rounded) < exact ? std::nextafter(rounded, infinity) : rounded;
 }
 
 // A range of rows of one image, numbered class * H + y, and the best K peaks found in it.

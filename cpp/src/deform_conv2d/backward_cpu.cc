@@ -1,6 +1,7 @@
 // Backward on the CPU: divides the work, runs the kernels of the instruction set in use.
 #include <vector>
 
+#include "deform_conv2d/backward_check.h"
 #include "deform_conv2d/driver.h"
 #include "deform_conv2d/kernels.h"
 
@@ -115,17 +116,6 @@ std::size_t lay_out(Layout layout, const BackwardKernels& kernels, int threads, 
   return layout.bytes();
 }
 
-void check_gradient(const TensorView& gradient, const TensorView& like, const char* name) {
-  if (!gradient.present()) return;
-  bool fits = gradient.rank == like.rank && gradient.dtype == like.dtype && gradient.device == like.device &&
-              gradient.contiguous();
-  for (int i = 0; fits && i < like.rank; ++i) fits = gradient.shape[i] == like.shape[i];
-  if (!fits) {
-    fail(ErrorKind::kValue, "deform_conv2d: the gradient of ", name, " must be row-major ", dtype_name(like.dtype), " ",
-         shape_text(like), ", got ", dtype_name(gradient.dtype), " ", shape_text(gradient));
-  }
-}
-
 void zero(const TensorView& view) {
   if (!view.present()) return;
   char* bytes = view.ptr<char>();
@@ -139,24 +129,7 @@ void check_arguments(const DeformConv2dShape& s, const TensorView& grad_output, 
   if (s.dtype != DType::kFloat32 && s.dtype != DType::kFloat64) {
     fail(ErrorKind::kType, "deform_conv2d: x must be float32 or float64 on the CPU, got ", dtype_name(s.dtype));
   }
-  if (grad_output.rank != 4 || grad_output.shape[0] != s.batch || grad_output.shape[1] != s.out_channels ||
-      grad_output.shape[2] != s.out_height || grad_output.shape[3] != s.out_width) {
-    fail(ErrorKind::kValue, "deform_conv2d: grad_output must be [", s.batch, ", ", s.out_channels, ", ", s.out_height,
-         ", ", s.out_width, "], got ", shape_text(grad_output));
-  }
-  if (grad_output.dtype != s.dtype) {
-    fail(ErrorKind::kType, "deform_conv2d: grad_output must be ", dtype_name(s.dtype), " as x is, got ",
-         dtype_name(grad_output.dtype));
-  }
-  check_cpu(grad_output, "grad_output");
-  check_gradient(gradients.x, x, "x");
-  check_gradient(gradients.weight, weight, "weight");
-  check_gradient(gradients.offset, offset, "offset");
-  if (gradients.mask.present() && !mask.present()) {
-    fail(ErrorKind::kValue, "deform_conv2d: there is no mask to take the gradient of");
-  }
-  if (mask.present()) check_gradient(gradients.mask, mask, "mask");
-  check_gradient(gradients.bias, make_view(nullptr, s.dtype, {s.out_channels}, x.device), "bias");
+  check_backward_arguments(s, grad_output, x, weight, offset, mask, gradients);
 }
 
 }  // namespace

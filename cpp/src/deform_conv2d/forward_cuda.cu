@@ -7,6 +7,7 @@
 #include "deform_conv2d/forward_plan.h"
 #include "deform_conv2d/forward_prepare.cuh"
 #include "deform_conv2d/forward_simt.cuh"
+#include "deform_conv2d/forward_wgmma.cuh"
 
 namespace centermask {
 
@@ -26,11 +27,20 @@ constexpr TileConfig kWide = {128, 256, 2, 4, 1}, kWideSmall = {64, 256, 2, 4, 1
 constexpr TileConfig kMiddle = {128, 128, 2, 4, 1}, kNarrow = {128, 64, 4, 2, 2};
 constexpr TileConfig kSimtWide = {128, 128, 0, 0, 0}, kSimtNarrow = {64, 64, 0, 0, 0};
 
+constexpr TileConfig kWgmmaWide = {128, 256, 1, 16, 1}, kWgmmaMiddle = {128, 128, 1, 8, 2};
+constexpr TileConfig kWgmmaNarrow = {128, 64, 1, 4, 3};
+
+// Code for sm_90a is in the library where its build says so, and in the emulator always.
+#if defined(CENTERMASK_CUDA_EMULATED) && !defined(CENTERMASK_SM90A)
+#define CENTERMASK_SM90A 1
+#endif
+
 bool same(const TileConfig& a, const TileConfig& b) {
   return a.positions == b.positions && a.channels == b.channels && a.warps_m == b.warps_m && a.warps_n == b.warps_n;
 }
 
 std::int64_t operand_bytes(Kernel kernel, const TileConfig& tile) {
+  if (kernel == Kernel::kWgmma) return 2 * (tile.positions + tile.channels) * kChunkBytes + cuda::kSwizzleAlign;
   if (kernel == Kernel::kMma) return 2 * (tile.positions + tile.channels) * kChunkBytes;
   return (tile.positions + 4 + tile.channels) * 32 * static_cast<std::int64_t>(sizeof(float));
 }
@@ -47,7 +57,7 @@ bool vectors_in_place(const TensorView& x, std::int64_t segment_channels) {
   return fits;
 }
 
-void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit) {
+void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit, const Tuning& tuning) {
   const DeformConv2dShape& s = plan.shape;
   Arguments& a = plan.arguments;
   const TileConfig& tile = plan.tile;
@@ -59,7 +69,8 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit) {
   a.patches_x = static_cast<std::int32_t>(divide_up(s.out_width, a.patch_w));
   a.patches_y = static_cast<std::int32_t>(divide_up(s.out_height, a.patch_h));
   a.tiles = s.batch * a.patches_x * a.patches_y;
-  if (a.tiles * 16 > runs * 17) a.patch_w = 0, a.tiles = runs;
+  const bool patches = tuning.patches >= 0 ? tuning.patches != 0 : a.tiles * 16 <= runs * 17;
+  if (!patches) a.patch_w = 0, a.tiles = runs;
 
   const std::int64_t operands = operand_bytes(plan.kernel, tile), per_tap = tile.positions * kPlaceBytes;
   std::int64_t table_taps = (shared_limit - operands) / per_tap;
@@ -73,17 +84,20 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit) {
   std::int64_t splits = blocks == 0 ? 1 : multiprocessors * (tile.blocks_per_sm > 1 ? 2 : 1) / blocks;
   if (splits > a.steps / 6) splits = a.steps / 6;
   if (splits > 16) splits = 16;
+  if (tuning.splits > 0) splits = tuning.splits < a.steps ? tuning.splits : a.steps;
+  if (static_cast<std::int64_t>(a.groups) * a.out_blocks * tile.channels > 65535 * 32) splits = 1;  // the sum's grid
   a.splits = static_cast<std::int32_t>(splits < 1 ? 1 : splits);
   if (a.splits > 1) {
     plan.partial_bytes = a.splits * a.tiles * tile.positions * a.groups * a.out_blocks * tile.channels *
                          static_cast<std::int64_t>(sizeof(float));
   }
-  if (blocks > kMaxInt) fail(ErrorKind::kUnsupported, kOp, ": the output is too large for one launch");
+  if (blocks > kMaxInt || a.steps > kMaxInt) fail(ErrorKind::kUnsupported, kOp, ": too large for one launch");
 }
 
 Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
-               const TensorView& bias, const DeformConv2dParams& params) {
+               const TensorView& bias, const DeformConv2dParams& params, const Tuning& tuning) {
   Plan plan;
+  plan.half_blend = tuning.half_blend;
   plan.shape = deform_conv2d_shape(x, weight, offset, mask, bias, params);
   const DeformConv2dShape& s = plan.shape;
   if (x.device.type != DeviceType::kCuda) fail(ErrorKind::kValue, kOp, ": x must be on a CUDA device");
@@ -134,30 +148,37 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   a.x_image = strides[0];
   a.x_row = static_cast<std::int32_t>(strides[2]), a.x_pixel = static_cast<std::int32_t>(strides[3]);
 
-  const bool half = s.dtype != DType::kFloat32;
-  plan.kernel = capability >= 80 && (half || params.allow_tf32) ? Kernel::kMma : Kernel::kSimt;
+  plan.full_precision = s.dtype == DType::kFloat32 && !params.allow_tf32;
+  plan.kernel = capability >= 80 && !tuning.simt ? Kernel::kMma : Kernel::kSimt;
+#if defined(CENTERMASK_SM90A)
+  if (capability == 90 && plan.kernel == Kernel::kMma && !plan.full_precision && tuning.wgmma) {
+    plan.kernel = Kernel::kWgmma;
+  }
+#endif
+  const bool wide_fits = shared_limit >= operand_bytes(Kernel::kMma, kWide) + 9 * 128 * kPlaceBytes;
   if (plan.kernel == Kernel::kSimt) {
     plan.tile = a.group_out <= 64 || a.positions < 128 * multiprocessors ? kSimtNarrow : kSimtWide;
+  } else if (plan.kernel == Kernel::kWgmma) {
+    plan.tile = a.group_out <= 64 ? kWgmmaNarrow : a.group_out <= 128 ? kWgmmaMiddle : kWgmmaWide;
   } else if (a.group_out <= 64) {
     plan.tile = kNarrow;
   } else if (a.group_out <= 128) {
     plan.tile = kMiddle;
   } else {
-    plan.tile = shared_limit >= operand_bytes(Kernel::kMma, kWide) + 9 * 128 * kPlaceBytes ? kWide : kWideSmall;
+    plan.tile = wide_fits && !plan.full_precision ? kWide : kWideSmall;
   }
-  plan_tiles(plan, multiprocessors, shared_limit);
+  if (plan.kernel == Kernel::kMma && tuning.tile.positions > 0) plan.tile = tuning.tile;
+  plan_tiles(plan, multiprocessors, shared_limit, tuning);
   plan.packed_bytes = a.groups * a.out_blocks * a.steps * plan.tile.channels * kChunkVectors * kVectorBytes;
   return plan;
 }
 
 std::size_t workspace_bytes(const Plan& plan) {
-  return static_cast<std::size_t>(align_up(plan.x_bytes, kAlign) + align_up(plan.packed_bytes, kAlign) +
+  return static_cast<std::size_t>(align_up(plan.x_bytes, kAlign) + align_up(plan.packed_bytes + kVectorBytes, kAlign) +
                                   align_up(plan.partial_bytes, kAlign));
 }
 
 // ---- launches ----
-
-dim3 grid_1d(std::int64_t threads) { return dim3(static_cast<unsigned>(divide_up(threads, kPrepareThreads)), 1, 1); }
 
 template <class V>
 void copy_x(const Plan& plan, const TensorView& x, void* to, const CudaStream& stream) {
@@ -186,22 +207,21 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
   PackArguments p{};
   p.from = weight.data, p.to = to;
   for (int i = 0; i < 4; ++i) p.stride[i] = weight.stride[i];
-  p.vectors = plan.packed_bytes / kVectorBytes;
+  p.zeros = plan.packed_bytes / kVectorBytes, p.steps = a.steps;
   p.group_out = a.group_out, p.out_blocks = a.out_blocks, p.columns = plan.tile.channels;
   p.segments = a.segments, p.segment_channels = a.segment_channels, p.chunks = a.chunks;
-  p.taps = a.taps, p.kernel_w = a.kernel_w;
-  const dim3 grid = grid_1d(p.vectors), block(kPrepareThreads, 1, 1);
-  if (plan.kernel == Kernel::kSimt) {
-    cuda::launch(kOp, pack_weights<V, false, false>, grid, block, 0, stream, p);
-  } else {
-    cuda::launch(kOp, pack_weights<V, true, std::is_same<V, float>::value>, grid, block, 0, stream, p);
-  }
+  p.taps = a.taps, p.table_taps = a.table_taps, p.kernel_w = a.kernel_w;
+  p.channels_inside = weight.stride[1] == 1 && a.taps > 1 ? 1 : 0;
+  p.tf32 = plan.kernel != Kernel::kSimt && !plan.full_precision ? 1 : 0;
+  p.kernel = plan.kernel;
+  const std::int64_t blocks =
+      static_cast<std::int64_t>(a.groups) * a.out_blocks * (plan.tile.channels / kPackRows) * a.segments * a.chunks;
+  if (blocks > kMaxInt) fail(ErrorKind::kUnsupported, kOp, ": weight is too large, got ", shape_text(weight));
+  cuda::launch(kOp, pack_weights<V>, dim3(static_cast<unsigned>(blocks), 1, 1), dim3(kPrepareThreads, 1, 1), 0, stream,
+               p);
 }
 
 // The configurations that are compiled, tried in order until one is the plan's.
-template <class Type, class... Configs>
-struct MmaConfigs;
-
 template <class Type, int kM, int kN, int kWarpsM, int kWarpsN, int kBlocks>
 bool launch_mma_if(const Plan& plan, const dim3& grid, const CudaStream& stream) {
   if (!same(plan.tile, TileConfig{kM, kN, kWarpsM, kWarpsN, kBlocks})) return false;
@@ -212,11 +232,30 @@ bool launch_mma_if(const Plan& plan, const dim3& grid, const CudaStream& stream)
 
 template <class Type>
 void launch_mma(const Plan& plan, const dim3& grid, const CudaStream& stream) {
-  const bool launched = launch_mma_if<Type, 128, 256, 2, 4, 1>(plan, grid, stream) ||
-                        launch_mma_if<Type, 64, 256, 2, 4, 1>(plan, grid, stream) ||
-                        launch_mma_if<Type, 128, 128, 2, 4, 1>(plan, grid, stream) ||
-                        launch_mma_if<Type, 128, 64, 4, 2, 2>(plan, grid, stream);
+  bool launched = launch_mma_if<Type, 64, 256, 2, 4, 1>(plan, grid, stream) ||
+                  launch_mma_if<Type, 128, 128, 2, 4, 1>(plan, grid, stream) ||
+                  launch_mma_if<Type, 128, 64, 4, 2, Type::kApart ? 1 : 2>(plan, grid, stream);
+  if constexpr (!Type::kApart) launched = launched || launch_mma_if<Type, 128, 256, 2, 4, 1>(plan, grid, stream);
+#if defined(CENTERMASK_TUNING)
+  launched = launched || launch_mma_if<Type, 64, 256, 1, 4, 2>(plan, grid, stream) ||
+             launch_mma_if<Type, 128, 128, 2, 2, 2>(plan, grid, stream) ||
+             launch_mma_if<Type, 64, 128, 2, 4, 2>(plan, grid, stream) ||
+             launch_mma_if<Type, 64, 128, 1, 4, 3>(plan, grid, stream) ||
+             launch_mma_if<Type, 128, 64, 4, 1, 3>(plan, grid, stream) ||
+             launch_mma_if<Type, 128, 64, 2, 2, 3>(plan, grid, stream) ||
+             launch_mma_if<Type, 64, 64, 2, 2, 4>(plan, grid, stream) ||
+             launch_mma_if<Type, 256, 64, 8, 1, 1>(plan, grid, stream);
+#endif
   if (!launched) fail(ErrorKind::kRuntime, kOp, ": no kernel for the planned tile");
+}
+
+template <class Type>
+void launch_wgmma(const Plan& plan, const dim3& grid, const CudaStream& stream) {
+  const auto kernel = plan.tile.channels == 64    ? forward_wgmma<Type, 64, 3>
+                      : plan.tile.channels == 128 ? forward_wgmma<Type, 128, 2>
+                                                  : forward_wgmma<Type, 256, 1>;
+  cuda::launch(kOp, kernel, grid, dim3(static_cast<unsigned>(plan.tile.channels * 2), 1, 1),
+               static_cast<std::size_t>(plan.shared_bytes), stream, plan.arguments);
 }
 
 template <class Type>
@@ -224,6 +263,18 @@ void launch_simt(const Plan& plan, const dim3& grid, const CudaStream& stream) {
   const bool wide = same(plan.tile, kSimtWide);
   cuda::launch(kOp, wide ? forward_simt<Type, 128, 128> : forward_simt<Type, 64, 64>, grid, dim3(kSimtThreads, 1, 1),
                static_cast<std::size_t>(plan.shared_bytes), stream, plan.arguments);
+}
+
+// How the output is written: which dimension is the inner one, and whether 16 bytes at a time.
+void lay_out_output(Arguments& a, const DeformConv2dShape& s) {
+  const std::int64_t elements = kVectorBytes / dtype_size(s.dtype);
+  a.channels_last_out = s.out_channels > 1 && a.output_stride[1] == 1 ? 1 : 0;
+  if (reinterpret_cast<std::uintptr_t>(a.output) % kVectorBytes != 0) return;
+  if (a.channels_last_out != 0) {
+    a.vectors_out = s.out_channels % elements == 0 && a.group_out % elements == 0 ? 1 : 0;
+  } else {
+    a.vectors_out = (a.patch_w > 0 ? s.out_width : s.out_pixels()) % elements == 0 ? 1 : 0;
+  }
 }
 
 template <class Simt, class Mma>
@@ -240,23 +291,43 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
   }
   pack<V>(plan, weight, memory, stream);
   a.packed = memory;
-  memory += align_up(plan.packed_bytes, kAlign);
+  a.zeros = reinterpret_cast<const uint4*>(memory + plan.packed_bytes);
+  memory += align_up(plan.packed_bytes + kVectorBytes, kAlign);
   a.partial = a.splits > 1 ? reinterpret_cast<float*>(memory) : nullptr;
   a.offset = offset.data;
   a.mask = mask.present() ? mask.data : nullptr;
   a.bias = bias.present() ? bias.data : nullptr;
+  a.bias_stride = bias.present() ? bias.stride[0] : 0;
   a.output = output.data;
   for (int i = 0; i < 4; ++i) a.output_stride[i] = output.stride[i];
+  lay_out_output(a, plan.shape);
 
   const dim3 grid(static_cast<unsigned>(a.tiles * a.groups * a.out_blocks), static_cast<unsigned>(a.splits), 1);
-  if (plan.kernel == Kernel::kMma) {
-    launch_mma<Mma>(plan, grid, stream);
+  if (plan.kernel == Kernel::kWgmma) {
+#if defined(CENTERMASK_SM90A)
+#if defined(CENTERMASK_TUNING)
+    if (plan.half_blend && std::is_same<V, __half>::value) {
+      launch_wgmma<MmaFloat16HalfBlend>(plan, grid, stream);
+    } else
+#endif
+        if constexpr (!Mma::kApart) {
+      launch_wgmma<Mma>(plan, grid, stream);
+    }
+#endif
+  } else if (plan.kernel == Kernel::kMma) {
+#if defined(CENTERMASK_TUNING)
+    if (plan.half_blend && std::is_same<V, __half>::value) {
+      launch_mma<MmaFloat16HalfBlend>(plan, grid, stream);
+    } else
+#endif
+      launch_mma<Mma>(plan, grid, stream);
   } else {
     launch_simt<Simt>(plan, grid, stream);
   }
   if (a.splits > 1) {
-    const std::int64_t sums = a.tiles * plan.tile.positions * a.groups * a.out_blocks * plan.tile.channels;
-    cuda::launch(kOp, sum_splits<V>, grid_1d(sums), dim3(kPrepareThreads, 1, 1), 0, stream, a, plan.tile);
+    const dim3 sums(static_cast<unsigned>(divide_up(a.tiles * plan.tile.positions, kSumRows)),
+                    static_cast<unsigned>(a.groups * a.out_blocks * plan.tile.channels / 32), 1);
+    cuda::launch(kOp, sum_splits<V>, sums, dim3(kPrepareThreads, 1, 1), 0, stream, a, plan.tile);
   }
 }
 
@@ -280,19 +351,16 @@ void check_output(const DeformConv2dShape& s, const TensorView& x, const TensorV
 }
 
 }  // namespace
-}  // namespace deform_forward
 
-using namespace deform_forward;
-
-std::size_t deform_conv2d_workspace_cuda(const TensorView& x, const TensorView& weight, const TensorView& offset,
-                                         const TensorView& mask, const DeformConv2dParams& params) {
-  return workspace_bytes(make_plan(x, weight, offset, mask, {}, params));
+std::size_t workspace_tuned(const TensorView& x, const TensorView& weight, const TensorView& offset,
+                            const TensorView& mask, const DeformConv2dParams& params, const Tuning& tuning) {
+  return workspace_bytes(make_plan(x, weight, offset, mask, {}, params, tuning));
 }
 
-void deform_conv2d_cuda(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
-                        const TensorView& bias, const DeformConv2dParams& params, const Workspace& workspace,
-                        const TensorView& output, const CudaStream& stream) {
-  Plan plan = make_plan(x, weight, offset, mask, bias, params);
+void forward_tuned(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
+                   const TensorView& bias, const DeformConv2dParams& params, const Workspace& workspace,
+                   const TensorView& output, const CudaStream& stream, const Tuning& tuning) {
+  Plan plan = make_plan(x, weight, offset, mask, bias, params, tuning);
   check_output(plan.shape, x, output);
   if (stream.device != x.device.index) {
     fail(ErrorKind::kValue, kOp, ": the stream must be of the device of x, ", x.device.index, ", got ", stream.device);
@@ -313,8 +381,26 @@ void deform_conv2d_cuda(const TensorView& x, const TensorView& weight, const Ten
     case DType::kBFloat16:
       run<BFloat16, MmaBFloat16>(plan, x, weight, offset, mask, bias, workspace, output, stream);
       break;
-    default: run<Float32, MmaTf32>(plan, x, weight, offset, mask, bias, workspace, output, stream);
+    default:
+      if (plan.full_precision) {
+        run<Float32, MmaFloat32>(plan, x, weight, offset, mask, bias, workspace, output, stream);
+        break;
+      }
+      run<Float32, MmaTf32>(plan, x, weight, offset, mask, bias, workspace, output, stream);
   }
+}
+
+}  // namespace deform_forward
+
+std::size_t deform_conv2d_workspace_cuda(const TensorView& x, const TensorView& weight, const TensorView& offset,
+                                         const TensorView& mask, const DeformConv2dParams& params) {
+  return deform_forward::workspace_tuned(x, weight, offset, mask, params, {});
+}
+
+void deform_conv2d_cuda(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
+                        const TensorView& bias, const DeformConv2dParams& params, const Workspace& workspace,
+                        const TensorView& output, const CudaStream& stream) {
+  deform_forward::forward_tuned(x, weight, offset, mask, bias, params, workspace, output, stream, {});
 }
 
 }  // namespace centermask

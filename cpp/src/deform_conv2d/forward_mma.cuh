@@ -8,55 +8,240 @@
 namespace centermask::deform_forward {
 namespace {
 
-// What the products are made of. Tf32 reads float32 and rounds the samples; the weights were rounded when packed.
-struct MmaFloat16 : Float16 {
+// What the products are made of: operand() is how samples lie in shared memory; Left and Right are registers of one
+// instruction, from four and two words of there. kApart: each step of K is summed on its own first.
+struct PlainRegisters {
+  struct Left {
+    std::uint32_t words[4];
+    __device__ __forceinline__ explicit Left(const uint4& w) : words{w.x, w.y, w.z, w.w} {}
+  };
+  struct Right {
+    std::uint32_t words[2];
+    __device__ __forceinline__ Right(std::uint32_t x, std::uint32_t y) : words{x, y} {}
+  };
+  static constexpr bool kApart = false;
+};
+
+struct MmaFloat16 : Float16, PlainRegisters {
   __device__ static __forceinline__ uint4 operand(const float (&v)[8]) {
     return make_uint4(pack(Float16(), v[0], v[1]), pack(Float16(), v[2], v[3]), pack(Float16(), v[4], v[5]),
                       pack(Float16(), v[6], v[7]));
   }
-  __device__ static __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
-    cuda::mma_m16n8k16_f16(c, a, b);
+  __device__ static __forceinline__ void mma(float (&c)[4], const Left& a, const Right& b) {
+    cuda::mma_m16n8k16_f16(c, a.words, b.words);
   }
 };
-struct MmaBFloat16 : BFloat16 {
+#if defined(CENTERMASK_TUNING)
+// Samples blended in half precision, four roundings each: a quarter of the instructions.
+struct MmaFloat16HalfBlend : MmaFloat16 {};
+#endif
+struct MmaBFloat16 : BFloat16, PlainRegisters {
   __device__ static __forceinline__ uint4 operand(const float (&v)[8]) {
     return make_uint4(pack(BFloat16(), v[0], v[1]), pack(BFloat16(), v[2], v[3]), pack(BFloat16(), v[4], v[5]),
                       pack(BFloat16(), v[6], v[7]));
   }
-  __device__ static __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
-    cuda::mma_m16n8k16_bf16(c, a, b);
+  __device__ static __forceinline__ void mma(float (&c)[4], const Left& a, const Right& b) {
+    cuda::mma_m16n8k16_bf16(c, a.words, b.words);
   }
 };
-struct MmaTf32 : Float32 {
+// float32 read, samples rounded to tf32; the weights were rounded when packed.
+struct MmaTf32 : Float32, PlainRegisters {
   __device__ static __forceinline__ uint4 operand(const float (&v)[4]) {
     return make_uint4(cuda::to_tf32(v[0]), cuda::to_tf32(v[1]), cuda::to_tf32(v[2]), cuda::to_tf32(v[3]));
   }
-  __device__ static __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
-    cuda::mma_m16n8k8_tf32(c, a, b);
+  __device__ static __forceinline__ void mma(float (&c)[4], const Left& a, const Right& b) {
+    cuda::mma_m16n8k8_tf32(c, a.words, b.words);
+  }
+};
+// float32 with all of its precision: each number is the sum of two of tf32, the product the sum of three (that of the
+// two small parts is below float32's last bit). The tensor cores cut off what does not fit when they add to a large
+// sum, always towards zero; so their sums are kept short, and added up by ordinary additions, which round.
+struct MmaFloat32 : Float32 {
+  struct Left {
+    std::uint32_t high[4], low[4];
+    __device__ __forceinline__ explicit Left(const uint4& w) {
+      const std::uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) divide(words[i], high[i], low[i]);
+    }
+  };
+  struct Right {
+    std::uint32_t high[2], low[2];
+    __device__ __forceinline__ Right(std::uint32_t x, std::uint32_t y) {
+      divide(x, high[0], low[0]);
+      divide(y, high[1], low[1]);
+    }
+  };
+  static constexpr bool kApart = true;
+  __device__ static __forceinline__ void divide(std::uint32_t bits, std::uint32_t& high, std::uint32_t& low) {
+    const float value = bit_copy<float>(bits);
+    high = cuda::to_tf32(value);
+    low = bit_copy<std::uint32_t>(value - bit_copy<float>(high));
+  }
+  __device__ static __forceinline__ uint4 operand(const float (&v)[4]) {
+    return make_uint4(bit_copy<unsigned>(v[0]), bit_copy<unsigned>(v[1]), bit_copy<unsigned>(v[2]),
+                      bit_copy<unsigned>(v[3]));
+  }
+  __device__ static __forceinline__ void mma(float (&c)[4], const Left& a, const Right& b) {
+    cuda::mma_m16n8k8_tf32(c, a.low, b.high);
+    cuda::mma_m16n8k8_tf32(c, a.high, b.low);
+    cuda::mma_m16n8k8_tf32(c, a.high, b.high);
   }
 };
 
-// Both operands lie in shared memory as their readers' lanes want them: [8 rows of the tile][2 halves of the
-// chunk][lane 4*row + vector][16 bytes]. A lane's 16 bytes are its registers for two instructions: words 0 and 1 of the
-// first, 2 and 3 of the second. (The order of K is free as long as both operands have the same; this one needs no
-// ldmatrix, and all reads are of 512 consecutive bytes.) The samples' odd halves have neighbouring rows exchanged, so
-// that the 8 lanes that write a row's 8 vectors meet all 32 banks.
+template <class Type>
+__device__ __forceinline__ uint4 sample(Type type, const Neighbours& n) {
+  float values[Type::kElements];
+  blend(type, n, values);
+  return Type::operand(values);
+}
+#if defined(CENTERMASK_TUNING)
+__device__ __forceinline__ uint4 sample(MmaFloat16HalfBlend, const Neighbours& n) {
+  const __half2 weights[4] = {__float2half2_rn(n.weights.x), __float2half2_rn(n.weights.y),
+                              __float2half2_rn(n.weights.z), __float2half2_rn(n.weights.w)};
+  unsigned result[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    __half2 sum = __float2half2_rn(0.0f);
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) {
+      const uint4& pixel = n.pixel[corner];
+      const unsigned word = i == 0 ? pixel.x : i == 1 ? pixel.y : i == 2 ? pixel.z : pixel.w;
+      sum = __hfma2(weights[corner], bit_copy<__half2>(word), sum);
+    }
+    result[i] = bit_copy<unsigned>(sum);
+  }
+  return make_uint4(result[0], result[1], result[2], result[3]);
+}
+#endif
+
+// The weights are the left operand of the instructions and the samples the right one, so that a lane's 16 bytes of a
+// sample row, 8 (in float32 4) channels that follow each other, are its registers for two instructions as they come:
+// words 0 and 1 for the first, 2 and 3 for the second. (The order of K is free as long as both operands have the same.)
+// Samples lie in shared memory as [8 rows][2 halves of the chunk][lane 4*row + vector % 4][16 bytes], weights as [16
+// out channels][2 halves][2 instructions][lane][16 bytes]: all reads are of 512 consecutive bytes, with no ldmatrix.
+// The samples' odd halves have neighbouring rows exchanged, so that the 8 lanes that write a row's 8 vectors meet all
+// banks.
 constexpr int kRowsBytes = 8 * kChunkBytes;
+constexpr int kOutBytes = 16 * kChunkBytes;
 __device__ __forceinline__ int sample_at(int row, int vector) {
   const int half = vector / 4;
   return row / 8 * kRowsBytes + half * (kRowsBytes / 2) + (((row % 8) ^ half) * 4 + vector % 4) * kVectorBytes;
 }
 
+// A part of K's sums into the workspace. Lane 4*g + t holds channels g and g+8 and positions 2t and 2t+1 of each 16 x 8
+// tile.
+template <int kM, int kN, int kWarpsM, int kWarpsN>
+__device__ __forceinline__ void write_partial(const Arguments& a, const Work& work,
+                                              const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4]) {
+  constexpr int kTilesM = kM / kWarpsM / 8, kTilesN = kN / kWarpsN / 16;
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM;
+#pragma unroll
+  for (int m = 0; m < kTilesM; ++m) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int row = (warp_m * kTilesM + m) * 8 + lane % 4 * 2 + j;
+      float* const to =
+          a.partial +
+          ((static_cast<std::int64_t>(cuda::computed_here(blockIdx.y)) * a.tiles + work.tile) * kM + row) *
+              (static_cast<std::int64_t>(a.groups * a.out_blocks) * kN) +
+          work.group_block * kN + warp_n * kTilesN * 16 + lane / 4;
+#pragma unroll
+      for (int n = 0; n < kTilesN; ++n) {
+        to[n * 16] = sums[n][m][j];
+        to[n * 16 + 8] = sums[n][m][2 + j];
+      }
+    }
+  }
+}
+
+// Bias, activation and the way of a tile from registers to the output, through shared memory so that whole sectors are
+// written whichever the layout: staged with positions inside for row-major output, with channels inside for
+// channels-last.
+template <class V, int kM, int kN, int kWarpsM, int kWarpsN, int kBytes>
+__device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig& config, std::int64_t tile, int group,
+                                           int out_block, unsigned char* memory,
+                                           const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4]) {
+  constexpr int kThreads = 32 * kWarpsM * kWarpsN;
+  constexpr int kTilesM = kM / kWarpsM / 8, kTilesN = kN / kWarpsN / 16;
+  constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V));
+  constexpr int kPasses = kN * (kM + 8) * static_cast<int>(sizeof(V)) <= kBytes ? 1 : 2;
+  constexpr int kColumns = kN / kPasses;
+  constexpr int kRowPitch = kM + kElements, kColumnPitch = kColumns + kElements;
+  static_assert(kColumns * kRowPitch * static_cast<int>(sizeof(V)) <= kBytes &&
+                    kM * kColumnPitch * static_cast<int>(sizeof(V)) <= kBytes,
+                "a pass fits");
+  V* const staged = reinterpret_cast<V*>(memory);
+  const int thread = static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM;
+  const int channel_end = a.group_out - out_block * kN;  // columns that exist
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+    __syncthreads();  // the operands, or the pass before, have been read
+#pragma unroll
+    for (int n = 0; n < kTilesN; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int column = (warp_n * kTilesN + n) * 16 + i * 8 + lane / 4 - pass * kColumns;
+        if (column < 0 || column >= kColumns) continue;
+        const int in_group = out_block * kN + pass * kColumns + column;
+        const bool biased = a.bias != nullptr && in_group < a.group_out;
+        const float bias = biased ? bias_of<V>(a, group * a.group_out + in_group) : 0.0f;
+#pragma unroll
+        for (int m = 0; m < kTilesM; ++m) {
+          const int row = (warp_m * kTilesM + m) * 8 + lane % 4 * 2;
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            float value = sums[n][m][2 * i + j] + bias;
+            if (a.relu != 0 && value < 0) value = 0;
+            staged[a.channels_last_out != 0 ? (row + j) * kColumnPitch + column : column * kRowPitch + row + j] =
+                from_float<V>(value);
+          }
+        }
+      }
+    }
+    __syncthreads();
+    const int first = group * a.group_out + out_block * kN + pass * kColumns, count = channel_end - pass * kColumns;
+    V* const output = static_cast<V*>(a.output) + first * a.output_stride[1];
+    if (a.vectors_out != 0) {
+      const int inside = a.channels_last_out != 0 ? kColumns / kElements : kM / kElements;
+      for (int i = thread; i < kM * kColumns / kElements; i += kThreads) {
+        const int outer = i / inside, inner = i % inside * kElements;
+        const int row = a.channels_last_out != 0 ? outer : inner, column = a.channels_last_out != 0 ? inner : outer;
+        const Position at = locate(a, config, tile, row);
+        if (!at.inside || column >= count) continue;
+        const uint4 vector = *reinterpret_cast<const uint4*>(
+            staged + (a.channels_last_out != 0 ? row * kColumnPitch + column : column * kRowPitch + row));
+        *reinterpret_cast<uint4*>(output + at.n * a.output_stride[0] + column * a.output_stride[1] +
+                                  at.y * a.output_stride[2] + at.x * a.output_stride[3]) = vector;
+      }
+    } else {
+      const int inside = a.channels_last_out != 0 ? kColumns : kM;
+      for (int i = thread; i < kM * kColumns; i += kThreads) {
+        const int row = a.channels_last_out != 0 ? i / inside : i % inside;
+        const int column = a.channels_last_out != 0 ? i % inside : i / inside;
+        const Position at = locate(a, config, tile, row);
+        if (!at.inside || column >= count) continue;
+        output[at.n * a.output_stride[0] + column * a.output_stride[1] + at.y * a.output_stride[2] +
+               at.x * a.output_stride[3]] =
+            staged[a.channels_last_out != 0 ? row * kColumnPitch + column : column * kRowPitch + row];
+      }
+    }
+  }
+}
+
 template <class Type, int kM, int kN, int kWarpsM, int kWarpsN, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(const Arguments a) {
   constexpr int kThreads = 32 * kWarpsM * kWarpsN;
-  constexpr int kTilesM = kM / kWarpsM / 16, kTilesN = kN / kWarpsN / 8;
+  constexpr int kTilesM = kM / kWarpsM / 8, kTilesN = kN / kWarpsN / 16;
   constexpr int kABytes = kM * kChunkBytes, kBBytes = kN * kChunkBytes;
   constexpr int kVectors = kM * kChunkVectors / kThreads;  // that a thread samples in a step
   constexpr int kParts = 4;                                // of the products of a step: 2 halves of K x 2 of N
   constexpr int kVectorsOfPart = (kVectors + kParts - 1) / kParts;
   static_assert(kThreads % kChunkVectors == 0 && kM % (kThreads / kChunkVectors) == 0, "threads divide the samples");
-  static_assert(kTilesM >= 1 && kTilesN >= 2 && kTilesN % 2 == 0, "warps divide the tile");
+  static_assert(kTilesN >= 1 && kTilesM >= 2 && kTilesM % 2 == 0, "warps divide the tile");
   using V = typename Type::Value;
   constexpr TileConfig kTile = {kM, kN, kWarpsM, kWarpsN, kBlocks};
 
@@ -65,142 +250,137 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
   unsigned char* const weights = memory + 2 * kABytes;  // two stages
   const Places places(memory + 2 * (kABytes + kBBytes), a.table_taps, kM);
 
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int thread = static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = static_cast<int>(threadIdx.x / 32);
   const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM;
-  const int blocks_of_tile = a.groups * a.out_blocks;
-  const std::int64_t tile = blockIdx.x / blocks_of_tile;
-  const int group_block = static_cast<int>(blockIdx.x - tile * blocks_of_tile);
-  const int group = group_block / a.out_blocks, out_block = group_block - group * a.out_blocks;
   const int split = static_cast<int>(blockIdx.y);
-  const std::int64_t first_step = a.steps * split / a.splits, end_step = a.steps * (split + 1) / a.splits;
+  const Work work(a, blockIdx.x);
+  const std::int64_t first_step = a.steps * split / a.splits;
+  int steps_left = static_cast<int>(a.steps * (split + 1) / a.splits - first_step);
 
-  float sums[kTilesM][kTilesN][4];
+  float sums[kTilesN][kTilesM][4];
 #pragma unroll
-  for (int m = 0; m < kTilesM; ++m) {
+  for (int n = 0; n < kTilesN; ++n) {
 #pragma unroll
-    for (int n = 0; n < kTilesN; ++n) sums[m][n][0] = sums[m][n][1] = sums[m][n][2] = sums[m][n][3] = 0;
+    for (int m = 0; m < kTilesM; ++m) sums[n][m][0] = sums[n][m][1] = sums[n][m][2] = sums[n][m][3] = 0;
   }
 
-  Cursor next;
-  const auto fill_table = [&] {
-    find_places<V, kM, kThreads>(a, kTile, tile, next.offset_group(a, group), next.first_tap, next.block_taps, places);
-  };
+  Cursor next(a, work.group, first_step);
+  find_places<V, kM, kThreads, 5>(a, kTile, work.tile, next, places);
+  const unsigned char* packed =
+      static_cast<const unsigned char*>(a.packed) + (work.group_block * a.steps + first_step) * kBBytes;
   const auto load_weights = [&](int stage) {
-    const unsigned char* from =
-        static_cast<const unsigned char*>(a.packed) + next.packed_tile(a, group, out_block) * kBBytes;
     unsigned char* to = weights + stage * kBBytes;
 #pragma unroll
-    for (int i = thread * kVectorBytes; i < kBBytes; i += kThreads * kVectorBytes) cuda::cp_async_16(to + i, from + i);
+    for (int i = thread * kVectorBytes; i < kBBytes; i += kThreads * kVectorBytes)
+      cuda::cp_async_16(to + i, packed + i);
     cuda::cp_async_commit();
+    packed += kBBytes;
   };
-  // The thread's samples are of vector `my_vector` of the chunk, at positions my_row + i * (kThreads / 8).
-  const int my_vector = thread % kChunkVectors, my_row = thread / kChunkVectors;
-  const auto gather_one = [&](int i, bool wanted, Neighbours& n) {
+  // The thread's samples are of vector `my_vector` of the chunk, at positions my_row + i * kRowStep.
+  constexpr int kRowStep = kThreads / kChunkVectors;
+  static_assert(kRowStep % 8 == 0, "samples of a thread lie whole rows of tiles apart");
+  const int my_vector = static_cast<int>(threadIdx.x % kChunkVectors);
+  const int my_row = static_cast<int>(threadIdx.x / kChunkVectors);
+  unsigned char* const my_samples = samples + sample_at(my_row, my_vector);
+  // What is the same for all of a step.
+  const uint4* pixels;  // channels of the first pixel, null if there are none
+  int entry;            // of the table
+  const auto start_samples = [&](bool wanted) {
     const int vector = next.chunk * kChunkVectors + my_vector;
-    gather(a, places, next.tap * kM + my_row + i * (kThreads / kChunkVectors),
-           (group * a.segments + next.segment) * a.segment_vectors + vector, wanted && vector < a.segment_vectors, n);
+    pixels = wanted && vector < a.segment_vectors
+                 ? static_cast<const uint4*>(a.x) + next.segment * a.segment_vectors + vector
+                 : nullptr;
+    entry = next.tap * kM + my_row;
   };
-  const auto write_one = [&](int i, int stage, const Neighbours& n) {
-    float values[Type::kElements];
-    blend(Type(), n, values);
-    *reinterpret_cast<uint4*>(samples + stage * kABytes +
-                              sample_at(my_row + i * (kThreads / kChunkVectors), my_vector)) = Type::operand(values);
+  const auto gather_one = [&](int i, Neighbours& n) { gather(a, places, entry + i * kRowStep, pixels, n); };
+  const auto write_one = [&](int i, int to, const Neighbours& n) {
+    *reinterpret_cast<uint4*>(my_samples + to * kABytes + i * (kRowStep / 8) * kRowsBytes) = sample(Type(), n);
   };
 
-  next.start(a, first_step);
-  fill_table();
   load_weights(0);
   __syncthreads();
+  start_samples(true);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     Neighbours n;
-    gather_one(i, true, n);
+    gather_one(i, n);
     write_one(i, 0, n);
   }
 
   int stage = 0;
-  for (std::int64_t step = first_step; step < end_step; ++step) {
-    const bool more = step + 1 < end_step;
+  for (; steps_left > 0; --steps_left) {
+    const bool more = steps_left > 1;
     if (more && next.advance(a)) {
       __syncthreads();  // the table was read for the samples of this step
-      fill_table();
+      // Seldom, and with few registers left.
+      find_places<V, kM, kThreads, 1>(a, kTile, Work(a, cuda::computed_here(blockIdx.x)).tile, next, places);
     }
     cuda::cp_async_wait<0>();
     __syncthreads();  // this step's operands are there; nobody reads the last one's
     if (more) load_weights(stage ^ 1);
+    start_samples(more);
 
-    const unsigned char* const left = samples + stage * kABytes + warp_m * kTilesM * 2 * kRowsBytes;
-    const unsigned char* const right = weights + stage * kBBytes + warp_n * kTilesN * kRowsBytes + lane * kVectorBytes;
+    float step_sums[kTilesN][kTilesM][4] = {};  // no registers unless kApart
+    const unsigned char* const left = weights + stage * kBBytes + warp_n * kTilesN * kOutBytes + lane * kVectorBytes;
+    const unsigned char* const right = samples + stage * kABytes + warp_m * kTilesM * kRowsBytes;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      uint4 rows[kTilesM][2];
+      uint4 out[kTilesN][2];
 #pragma unroll
-      for (int m = 0; m < kTilesM; ++m) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          rows[m][i] = *reinterpret_cast<const uint4*>(left + (2 * m + i) * kRowsBytes + half * (kRowsBytes / 2) +
-                                                       ((lane ^ (half * 4)) * kVectorBytes));
-        }
+      for (int n = 0; n < kTilesN; ++n) {
+        const unsigned char* const from = left + n * kOutBytes + half * (kOutBytes / 2);
+        out[n][0] = *reinterpret_cast<const uint4*>(from);
+        out[n][1] = *reinterpret_cast<const uint4*>(from + kOutBytes / 4);
       }
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
         const int part = 2 * half + side;
-        Neighbours n[kVectorsOfPart] = {};
+        Neighbours neighbours[kVectorsOfPart] = {};
 #pragma unroll
         for (int i = 0; i < kVectorsOfPart; ++i) {
-          if (part * kVectorsOfPart + i < kVectors) gather_one(part * kVectorsOfPart + i, more, n[i]);
+          if (part * kVectorsOfPart + i < kVectors) gather_one(part * kVectorsOfPart + i, neighbours[i]);
         }
 #pragma unroll
-        for (int j = 0; j < kTilesN / 2; ++j) {
-          const int column = side * (kTilesN / 2) + j;
-          const uint4 b = *reinterpret_cast<const uint4*>(right + column * kRowsBytes + half * (kRowsBytes / 2));
-          const std::uint32_t first[2] = {b.x, b.y}, second[2] = {b.z, b.w};
+        for (int j = 0; j < kTilesM / 2; ++j) {
+          const int m = side * (kTilesM / 2) + j;
+          const uint4 row = *reinterpret_cast<const uint4*>(right + m * kRowsBytes + half * (kRowsBytes / 2) +
+                                                            ((lane ^ (half * 4)) * kVectorBytes));
+          const typename Type::Right first(row.x, row.y), second(row.z, row.w);
 #pragma unroll
-          for (int m = 0; m < kTilesM; ++m) {
-            const std::uint32_t a0[4] = {rows[m][0].x, rows[m][1].x, rows[m][0].y, rows[m][1].y};
-            Type::mma(sums[m][column], a0, first);
+          for (int n = 0; n < kTilesN; ++n) {
+            Type::mma(Type::kApart ? step_sums[n][m] : sums[n][m], typename Type::Left(out[n][0]), first);
           }
 #pragma unroll
-          for (int m = 0; m < kTilesM; ++m) {
-            const std::uint32_t a1[4] = {rows[m][0].z, rows[m][1].z, rows[m][0].w, rows[m][1].w};
-            Type::mma(sums[m][column], a1, second);
+          for (int n = 0; n < kTilesN; ++n) {
+            Type::mma(Type::kApart ? step_sums[n][m] : sums[n][m], typename Type::Left(out[n][1]), second);
           }
         }
 #pragma unroll
         for (int i = 0; i < kVectorsOfPart; ++i) {
-          if (part * kVectorsOfPart + i < kVectors) write_one(part * kVectorsOfPart + i, stage ^ 1, n[i]);
+          if (part * kVectorsOfPart + i < kVectors) write_one(part * kVectorsOfPart + i, stage ^ 1, neighbours[i]);
+        }
+      }
+    }
+    if (Type::kApart) {
+#pragma unroll
+      for (int n = 0; n < kTilesN; ++n) {
+#pragma unroll
+        for (int m = 0; m < kTilesM; ++m) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[n][m][i] += step_sums[n][m][i];
         }
       }
     }
     stage ^= 1;
   }
 
-  // Lane 4*g + t holds columns 2t and 2t+1 of rows g and g+8 of each 16 x 8 tile.
-#pragma unroll
-  for (int m = 0; m < kTilesM; ++m) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = (warp_m * kTilesM + m) * 16 + i * 8 + lane / 4;
-      const Position at = locate(a, kTile, tile, row);
-      if (!at.inside) continue;
-#pragma unroll
-      for (int n = 0; n < kTilesN; ++n) {
-        const int column = (warp_n * kTilesN + n) * 8 + lane % 4 * 2;
-        if (a.partial != nullptr) {
-          float* to = a.partial +
-                      ((static_cast<std::int64_t>(split) * a.tiles + tile) * kM + row) *
-                          (static_cast<std::int64_t>(blocks_of_tile) * kN) +
-                      group_block * kN + column;
-          *reinterpret_cast<float2*>(to) = make_float2(sums[m][n][2 * i], sums[m][n][2 * i + 1]);
-        } else {
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            const int channel = out_block * kN + column + j;
-            if (channel < a.group_out) store_result<V>(a, at, group * a.group_out + channel, sums[m][n][2 * i + j]);
-          }
-        }
-      }
-    }
+  const Work done(a, cuda::computed_here(blockIdx.x));
+  if (a.partial != nullptr) {
+    write_partial<kM, kN, kWarpsM, kWarpsN>(a, done, sums);
+  } else {
+    write_tile<V, kM, kN, kWarpsM, kWarpsN, 2 * (kABytes + kBBytes)>(a, kTile, done.tile, done.group, done.out_block,
+                                                                     memory, sums);
   }
 }
 

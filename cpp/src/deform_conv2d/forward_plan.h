@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "centermask/deform_conv2d.h"
+#include "cuda/runtime.h"
 
 namespace centermask::deform_forward {
 
@@ -23,20 +24,26 @@ struct TileConfig {
   int positions, channels, warps_m, warps_n, blocks_per_sm;
 };
 
+enum class Kernel : std::uint8_t { kWgmma, kMma, kSimt };
+
 // What the kernels take.
 struct Arguments {
   const void* x;  // channels-last; the strides count vectors
   std::int64_t x_image;
   std::int32_t x_row, x_pixel;
-  const void* packed;  // the weights: [group][block of out channels][segment][chunk][tap][tile in the kernel's order]
+  const uint4* zeros;  // one vector
+  const void* packed;  // the weights: [group][block of out channels][step of K][tile in the kernel's order]
   const void* offset;
   const void* mask;
   std::int64_t offset_stride[4], mask_stride[4];
   std::int32_t places_in_float;  // offset and mask are float32, not T
   const void* bias;
+  std::int64_t bias_stride;
   void* output;
   std::int64_t output_stride[4];
-  float* partial;  // with splits > 1: [split][tile][positions][groups * out_blocks * channels]
+  std::int32_t channels_last_out;  // output's channels follow each other
+  std::int32_t vectors_out;        // whole vectors of positions, or of channels, can be written
+  float* partial;                  // with splits > 1: [split][tile][positions][groups * out_blocks * channels]
   std::int32_t relu;
 
   std::int64_t positions;  // N * Ho * Wo
@@ -60,17 +67,33 @@ struct Arguments {
   std::int64_t steps;       // of K
 };
 
-enum class Kernel : std::uint8_t { kMma, kSimt };
+// Instead of what the plan would choose; for benchmarks/cpp/deform_conv2d_tiles.cu.
+struct Tuning {
+  TileConfig tile{0, 0, 0, 0, 0};  // one of those compiled; 0 positions: chosen
+  int splits = 0;                  // 0: chosen
+  int patches = -1;                // 0: runs of positions, 1: patches, -1: chosen
+  bool simt = false;               // no tensor cores
+  bool wgmma = true;               // where it can be had
+  bool half_blend = false;         // float16: samples blended in half precision
+};
 
 struct Plan {
   DeformConv2dShape shape;
   Kernel kernel = Kernel::kSimt;
   TileConfig tile{};
   bool copy_x = false;
+  bool full_precision = false;  // float32 that is not to be rounded to tf32
+  bool half_blend = false;
   Arguments arguments{};  // without the pointers
   std::int64_t shared_bytes = 0;
   // Parts of the workspace, 0 bytes where they are not needed.
   std::int64_t x_bytes = 0, packed_bytes = 0, partial_bytes = 0;
 };
+
+std::size_t workspace_tuned(const TensorView& x, const TensorView& weight, const TensorView& offset,
+                            const TensorView& mask, const DeformConv2dParams& params, const Tuning& tuning);
+void forward_tuned(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
+                   const TensorView& bias, const DeformConv2dParams& params, const Workspace& workspace,
+                   const TensorView& output, const CudaStream& stream, const Tuning& tuning);
 
 }  // namespace centermask::deform_forward

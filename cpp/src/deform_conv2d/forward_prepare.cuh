@@ -55,75 +55,122 @@ struct PackArguments {
   const void* from;
   std::int64_t stride[4];
   void* to;
-  std::int64_t vectors;  // in all, 16 bytes each
+  std::int64_t zeros;  // index of the vector, after all others, that samples outside the image read
+  std::int64_t steps;  // of K
   std::int32_t group_out, out_blocks, columns;
-  std::int32_t segments, segment_channels, chunks, taps, kernel_w;
+  std::int32_t segments, segment_channels, chunks, taps, table_taps, kernel_w;
+  std::int32_t channels_inside;  // in memory the weight's channels follow each other, not its taps
+  std::int32_t tf32;             // round float32 to it
+  Kernel kernel;
 };
 
-// One vector of the packed weights a thread. For mma a vector has channels that follow each other, for one column of
-// the tile, in the order that forward_mma.cuh describes; for SIMT a tile is [channel of the chunk][column].
-template <class V, bool kMma, bool kTf32>
+// A block packs 16 out channels of a tile for one chunk of channels and all taps, through shared memory: neighbours in
+// the weight are taps, or channels, while a packed vector has channels of one tap, in the order that forward_mma.cuh
+// and cuda/wgmma.h describe. For SIMT a tile is [channel of the chunk][column].
+constexpr int kPackRows = 16, kPackTaps = 9;  // as many taps at once
+template <class V>
 __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArguments a) {
-  constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V));
-  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPrepareThreads + threadIdx.x;
-  if (index >= a.vectors) return;
-  const int tile_vectors = a.columns * kChunkVectors;
-  std::int64_t tile = index / tile_vectors;
-  const int inside = static_cast<int>(index - tile * tile_vectors);
-  const int tap = static_cast<int>(tile % a.taps);
-  tile /= a.taps;
-  const int chunk = static_cast<int>(tile % a.chunks);
-  tile /= a.chunks;
-  const int segment = static_cast<int>(tile % a.segments);
-  tile /= a.segments;
-  const int out_block = static_cast<int>(tile % a.out_blocks);
-  const std::int64_t group = tile / a.out_blocks;
+  constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V)), kDepth = kChunkVectors * kElements;
+  constexpr int kPitch = kDepth * kPackTaps + 4 / static_cast<int>(sizeof(V));
+  constexpr int kVectors = kPackRows * kChunkVectors;
+  __shared__ V values[kPackRows * kPitch];  // [row][channel][tap]
+  const int thread = static_cast<int>(threadIdx.x);
+  if (blockIdx.x == 0 && thread == 0) static_cast<uint4*>(a.to)[a.zeros] = make_uint4(0, 0, 0, 0);
 
-  alignas(16) V values[kElements];
+  const int row_blocks = a.columns / kPackRows, all_chunks = a.segments * a.chunks;
+  std::int64_t block = blockIdx.x;
+  const int row_block = static_cast<int>(block % row_blocks);
+  block /= row_blocks;
+  const int chunk = static_cast<int>(block % all_chunks) % a.chunks;
+  const int segment = static_cast<int>(block % all_chunks) / a.chunks;
+  const std::int64_t group_block = block / all_chunks;
+  const std::int64_t group = group_block / a.out_blocks;
+  const int first_out = static_cast<int>(group_block - group * a.out_blocks) * a.columns + row_block * kPackRows;
+
+  for (int first_tap = 0; first_tap < a.taps; first_tap += kPackTaps) {
+    const int taps = min(kPackTaps, a.taps - first_tap);
+    __syncthreads();
+    for (int i = thread; i < kPackRows * kDepth * taps; i += kPrepareThreads) {
+      const int row = i / (kDepth * taps), inside = i - row * (kDepth * taps);
+      const int k = a.channels_inside != 0 ? inside % kDepth : inside / taps;
+      const int tap = a.channels_inside != 0 ? inside / kDepth : inside - k * taps;
+      const int channel = chunk * kDepth + k, out = first_out + row;
+      V value = from_float<V>(0.0f);
+      if (channel < a.segment_channels && out < a.group_out) {
+        const std::int64_t in_group = static_cast<std::int64_t>(segment) * a.segment_channels + channel;
+        const int y = (first_tap + tap) / a.kernel_w, x = (first_tap + tap) - y * a.kernel_w;
+        value = static_cast<const V*>(a.from)[(group * a.group_out + out) * a.stride[0] + in_group * a.stride[1] +
+                                              y * a.stride[2] + x * a.stride[3]];
+      }
+      values[row * kPitch + k * taps + tap] = value;
+    }
+    __syncthreads();
+    for (int i = thread; i < kVectors * taps; i += kPrepareThreads) {
+      const int tap = i / kVectors, inside = i % kVectors;
+      alignas(16) V vector[kElements];
+      std::int64_t to = row_block * kVectors + inside;
 #pragma unroll
-  for (int e = 0; e < kElements; ++e) {
-    int column, k;
-    if (kMma) {
-      const int lane = inside % 32, half = inside / 32 % 2;
-      column = inside / 64 * 8 + lane / 4;
-      k = (half * 4 + lane % 4) * kElements + e;
-    } else {
-      const int element = inside * kElements + e;
-      column = element % a.columns;
-      k = element / a.columns;
+      for (int e = 0; e < kElements; ++e) {
+        int row, k;
+        if (a.kernel == Kernel::kMma) {
+          const int lane = inside % 32, instruction = inside / 32 % 2, half = inside / 64;
+          const int word = e / (kElements / 4);  // a register of the left operand
+          row = word % 2 * 8 + lane / 4;
+          k = (half * 4 + lane % 4) * kElements + (instruction * 2 + word / 2) * (kElements / 4) + e % (kElements / 4);
+        } else if (a.kernel == Kernel::kWgmma) {
+          row = inside / kChunkVectors;
+          k = (inside % kChunkVectors ^ row % 8) * kElements + e;
+        } else {
+          constexpr int kOfRow = kPackRows / kElements;
+          k = inside / kOfRow;
+          row = inside % kOfRow * kElements + e;
+          to = (k * a.columns + row_block * kPackRows) / kElements + inside % kOfRow;
+        }
+        V value = values[row * kPitch + k * taps + tap];
+        if constexpr (sizeof(V) == 4) value = a.tf32 != 0 ? bit_copy<V>(cuda::to_tf32(value)) : value;
+        vector[e] = value;
+      }
+      // The step of K: segments, blocks of table_taps taps, chunks, taps (Cursor, forward_sampling.cuh).
+      const int all = first_tap + tap, block_tap = all / a.table_taps * a.table_taps;
+      const std::int64_t step = static_cast<std::int64_t>(segment) * a.chunks * a.taps +
+                                static_cast<std::int64_t>(block_tap) * a.chunks +
+                                chunk * min(a.table_taps, a.taps - block_tap) + (all - block_tap);
+      static_cast<uint4*>(a.to)[(group_block * a.steps + step) * (a.columns * kChunkVectors) + to] =
+          *reinterpret_cast<const uint4*>(vector);
     }
-    const int channel = chunk * kChunkVectors * kElements + k;
-    const int out = out_block * a.columns + column;
-    V value = from_float<V>(0.0f);
-    if (channel < a.segment_channels && out < a.group_out) {
-      value = static_cast<const V*>(
-          a.from)[(group * a.group_out + out) * a.stride[0] +
-                  (static_cast<std::int64_t>(segment) * a.segment_channels + channel) * a.stride[1] +
-                  tap / a.kernel_w * a.stride[2] + tap % a.kernel_w * a.stride[3]];
-    }
-    if constexpr (kTf32) value = bit_copy<float>(cuda::to_tf32(value));
-    values[e] = value;
   }
-  static_cast<uint4*>(a.to)[index] = *reinterpret_cast<const uint4*>(values);
 }
 
-// The parts of K summed in their order, so that the result is the same on every run; then bias and activation. A thread
-// has one position and one out channel; neighbouring threads neighbouring channels.
+// The parts of K summed in their order, so that the result is the same on every run; then bias and activation. A block
+// has kSumRows positions of 32 columns, and turns them round for row-major output.
+constexpr int kSumRows = 32;
 template <class V>
 __global__ void __launch_bounds__(kPrepareThreads) sum_splits(const Arguments a, const TileConfig tile) {
+  __shared__ float sums[kSumRows][33];
   const int columns = a.groups * a.out_blocks * tile.channels;
-  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPrepareThreads + threadIdx.x;
-  const std::int64_t row = index / columns;
-  const int column = static_cast<int>(index - row * columns);
-  if (row >= a.tiles * tile.positions) return;
-  const int group = column / (a.out_blocks * tile.channels), out = column - group * a.out_blocks * tile.channels;
-  if (out >= a.group_out) return;
-  const Position at = locate(a, tile, row / tile.positions, static_cast<int>(row % tile.positions));
-  if (!at.inside) return;
-  const std::int64_t step = a.tiles * tile.positions * columns;
-  float sum = a.partial[index];
-  for (int split = 1; split < a.splits; ++split) sum += a.partial[split * step + index];
-  store_result<V>(a, at, group * a.group_out + out, sum);
+  const std::int64_t rows = a.tiles * tile.positions, first_row = static_cast<std::int64_t>(blockIdx.x) * kSumRows;
+  const int first_column = static_cast<int>(blockIdx.y) * 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t step = rows * columns;
+#pragma unroll
+  for (int r = static_cast<int>(threadIdx.x) / 32; r < kSumRows; r += kPrepareThreads / 32) {
+    float sum = 0;
+    if (first_row + r < rows) {  // columns are a multiple of 32
+      const float* from = a.partial + (first_row + r) * columns + first_column + lane;
+      sum = from[0];
+      for (int split = 1; split < a.splits; ++split) sum += from[split * step];
+    }
+    sums[r][lane] = sum;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.x) / 32; i < kSumRows; i += kPrepareThreads / 32) {
+    const int r = a.channels_last_out != 0 ? i : lane, column = first_column + (a.channels_last_out != 0 ? lane : i);
+    const int group = column / (a.out_blocks * tile.channels), out = column - group * a.out_blocks * tile.channels;
+    const std::int64_t row = first_row + r;
+    if (row >= rows || out >= a.group_out) continue;
+    const Position at = locate(a, tile, row / tile.positions, static_cast<int>(row % tile.positions));
+    if (at.inside) store_result<V>(a, at, group * a.group_out + out, sums[r][column - first_column]);
+  }
 }
 
 }  // namespace

@@ -47,7 +47,7 @@ template <class To, class From>
 __device__ __forceinline__ To bit_copy(const From& from) {
   static_assert(sizeof(To) == sizeof(From), "the same number of bits");
   To to;
-  memcpy(&to, &from, sizeof(To));
+  memcpy(static_cast<void*>(&to), &from, sizeof(To));
   return to;
 }
 
@@ -151,19 +151,73 @@ __device__ __forceinline__ void find_place(const Arguments& a, const Position& a
   index.y = (has_left && has_right ? 1 : 0) | (has_top && has_bottom ? 2 : 0);
 }
 
-// Fills the table for taps [first_tap, first_tap + count) of an offset group. Followed by a barrier.
-template <class V, int kPositions, int kThreads>
+// ---- the walk along K ----
+// Segments, then blocks of table_taps taps, then chunks, then the taps of the block: so that for one chunk of channels
+// all taps follow each other, and find the pixels that they share in the L1 cache. The packed weights are in this
+// order.
+struct Cursor {
+  int segment;         // through all groups
+  int first_tap, tap;  // `tap` counts from first_tap, the first one in the table
+  int chunk;
+
+  __device__ __forceinline__ Cursor(const Arguments& a, int group, std::int64_t step) {
+    const std::int64_t per_segment = static_cast<std::int64_t>(a.chunks) * a.taps;
+    segment = static_cast<int>(step / per_segment);
+    const std::int64_t rest = step - segment * per_segment;
+    segment += group * a.segments;
+    const std::int64_t per_block = static_cast<std::int64_t>(a.chunks) * a.table_taps;
+    const int block = static_cast<int>(rest / per_block);
+    first_tap = block * a.table_taps;
+    const int inside = static_cast<int>(rest - block * per_block);
+    chunk = inside / block_taps(a);
+    tap = inside - chunk * block_taps(a);
+  }
+
+  __device__ __forceinline__ int block_taps(const Arguments& a) const { return min(a.table_taps, a.taps - first_tap); }
+
+  // Returns whether the table of places has to be filled again.
+  __device__ __forceinline__ bool advance(const Arguments& a) {
+    const int count = block_taps(a);
+    if (++tap < count) return false;
+    tap = 0;
+    if (++chunk < a.chunks) return false;
+    chunk = 0;
+    first_tap += count;
+    if (first_tap >= a.taps) first_tap = 0, ++segment;
+    return true;
+  }
+};
+
+// What a block does.
+struct Work {
+  std::int64_t tile;
+  int group_block, group, out_block;
+
+  __device__ __forceinline__ Work(const Arguments& a, unsigned block) {
+    const int blocks_of_tile = a.groups * a.out_blocks;
+    tile = block / blocks_of_tile;
+    group_block = static_cast<int>(block - tile * blocks_of_tile);
+    group = group_block / a.out_blocks;
+    out_block = group_block - group * a.out_blocks;
+  }
+};
+
+// ---- the table ----
+// Fills the table for the taps that follow each other from the cursor's. Followed by a barrier.
+// kAtOnce of a thread's taps have their loads under way together.
+template <class V, int kPositions, int kThreads, int kAtOnce>
 __device__ __forceinline__ void find_places(const Arguments& a, const TileConfig& tile, std::int64_t tile_index,
-                                            int offset_group, int first_tap, int count, const Places& places) {
+                                            const Cursor& cursor, const Places& places) {
   static_assert(kThreads % kPositions == 0, "a thread stays at one position");
   constexpr int kStep = kThreads / kPositions;
-  constexpr int kAtOnce = 5;  // loads under way together
-  const int p = static_cast<int>(threadIdx.x) % kPositions;
+  const int p = static_cast<int>(threadIdx.x % kPositions);
+  const int offset_group = cursor.segment / a.segments_of_offset_group;
+  const int first_tap = cursor.first_tap, count = cursor.block_taps(a);
   const Position at = locate(a, tile, tile_index, p);
   const std::int64_t offset_at = at.n * a.offset_stride[0] + at.y * a.offset_stride[2] + at.x * a.offset_stride[3];
   const std::int64_t mask_at = at.n * a.mask_stride[0] + at.y * a.mask_stride[2] + at.x * a.mask_stride[3];
   const int y0 = at.y * a.stride[0] - a.padding[0], x0 = at.x * a.stride[1] - a.padding[1];
-  for (int tap0 = static_cast<int>(threadIdx.x) / kPositions; tap0 < count; tap0 += kStep * kAtOnce) {
+  for (int tap0 = static_cast<int>(threadIdx.x / kPositions); tap0 < count; tap0 += kStep * kAtOnce) {
     float dy[kAtOnce], dx[kAtOnce], mask[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
@@ -188,50 +242,6 @@ __device__ __forceinline__ void find_places(const Arguments& a, const TileConfig
   }
 }
 
-// ---- the walk along K ----
-// Segments, then blocks of table_taps taps, then chunks, then the taps of the block: so that for one chunk of channels
-// all taps follow each other, and find the pixels that they share in the L1 cache.
-struct Cursor {
-  int segment, first_tap, block_taps, chunk, tap;  // `tap` counts from first_tap
-
-  __device__ __forceinline__ void start(const Arguments& a, std::int64_t step) {
-    const std::int64_t per_segment = static_cast<std::int64_t>(a.chunks) * a.taps;
-    segment = static_cast<int>(step / per_segment);
-    const std::int64_t rest = step - segment * per_segment;
-    const std::int64_t per_block = static_cast<std::int64_t>(a.chunks) * a.table_taps;
-    const int block = static_cast<int>(rest / per_block);
-    first_tap = block * a.table_taps;
-    block_taps = min(a.table_taps, a.taps - first_tap);
-    const int inside = static_cast<int>(rest - block * per_block);
-    chunk = inside / block_taps;
-    tap = inside - chunk * block_taps;
-  }
-
-  // Returns whether the table of places has to be filled again.
-  __device__ __forceinline__ bool advance(const Arguments& a) {
-    if (++tap < block_taps) return false;
-    tap = 0;
-    if (++chunk < a.chunks) return false;
-    chunk = 0;
-    const bool only = a.segments == 1 && block_taps == a.taps;
-    first_tap += block_taps;
-    if (first_tap >= a.taps) first_tap = 0, ++segment;
-    block_taps = min(a.table_taps, a.taps - first_tap);
-    return !only;
-  }
-
-  __device__ __forceinline__ int offset_group(const Arguments& a, int group) const {
-    return static_cast<int>((static_cast<std::int64_t>(group) * a.segments + segment) / a.segments_of_offset_group);
-  }
-
-  // Of the step's tile, in the packed weights.
-  __device__ __forceinline__ std::int64_t packed_tile(const Arguments& a, int group, int out_block) const {
-    return (((static_cast<std::int64_t>(group) * a.out_blocks + out_block) * a.segments + segment) * a.chunks + chunk) *
-               a.taps +
-           first_tap + tap;
-  }
-};
-
 // ---- samples ----
 // The four neighbours of one vector of channels.
 struct Neighbours {
@@ -239,21 +249,20 @@ struct Neighbours {
   float4 weights;
 };
 
-__device__ __forceinline__ void gather(const Arguments& a, const Places& places, int entry, int vector, bool wanted,
+// `pixels`: the vector of the first pixel of x, or null where there is none (past the end of the segment).
+__device__ __forceinline__ void gather(const Arguments& a, const Places& places, int entry, const uint4* pixels,
                                        Neighbours& n) {
   const int2 index = places.index[entry];
   n.weights = places.weights[entry];
-  const uint4 zero = make_uint4(0, 0, 0, 0);
-  n.pixel[0] = n.pixel[1] = n.pixel[2] = n.pixel[3] = zero;
-  if (wanted && index.x >= 0) {
-    const uint4* top = static_cast<const uint4*>(a.x) + index.x + vector;
-    const int right = (index.y & 1) != 0 ? a.x_pixel : 0;
-    const uint4* bottom = top + ((index.y & 2) != 0 ? a.x_row : 0);
-    n.pixel[0] = __ldg(top);
-    n.pixel[1] = __ldg(top + right);
-    n.pixel[2] = __ldg(bottom);
-    n.pixel[3] = __ldg(bottom + right);
-  }
+  // Not a branch, so that loads and products can be mixed: samples outside read zeros.
+  const bool inside = pixels != nullptr && index.x >= 0;
+  const uint4* const top = inside ? pixels + index.x : a.zeros;
+  const int right = inside && (index.y & 1) != 0 ? a.x_pixel : 0;
+  const uint4* const bottom = top + (inside && (index.y & 2) != 0 ? a.x_row : 0);
+  n.pixel[0] = __ldg(top);
+  n.pixel[1] = __ldg(top + right);
+  n.pixel[2] = __ldg(bottom);
+  n.pixel[3] = __ldg(bottom + right);
 }
 
 template <class Type>
@@ -267,10 +276,16 @@ __device__ __forceinline__ void blend(Type type, const Neighbours& n, float (&va
 }
 
 // ---- results ----
-// Bias, activation and the store of one element; `channel` counts through all groups.
+// `channel` counts through all groups.
+template <class V>
+__device__ __forceinline__ float bias_of(const Arguments& a, int channel) {
+  return to_float(static_cast<const V*>(a.bias)[channel * a.bias_stride]);
+}
+
+// Bias, activation and the store of one element.
 template <class V>
 __device__ __forceinline__ float finish(const Arguments& a, int channel, float value) {
-  if (a.bias != nullptr) value += to_float(static_cast<const V*>(a.bias)[channel]);
+  if (a.bias != nullptr) value += bias_of<V>(a, channel);
   return a.relu != 0 && value < 0 ? 0.0f : value;
 }
 

@@ -27,10 +27,7 @@ __global__ void __launch_bounds__(kSimtThreads) forward_simt(const Arguments a) 
 
   const int thread = static_cast<int>(threadIdx.x);
   const int rows = thread / 16 * 4, columns = thread % 16 * 4;
-  const int blocks_of_tile = a.groups * a.out_blocks;
-  const std::int64_t tile = blockIdx.x / blocks_of_tile;
-  const int group_block = static_cast<int>(blockIdx.x - tile * blocks_of_tile);
-  const int group = group_block / a.out_blocks, out_block = group_block - group * a.out_blocks;
+  const Work work(a, blockIdx.x);
   const int split = static_cast<int>(blockIdx.y);
   const std::int64_t first_step = a.steps * split / a.splits, end_step = a.steps * (split + 1) / a.splits;
 
@@ -41,12 +38,11 @@ __global__ void __launch_bounds__(kSimtThreads) forward_simt(const Arguments a) 
     for (int n = 0; n < 4 * kBlocksN; ++n) sums[m][n] = 0;
   }
 
-  Cursor at;
-  at.start(a, first_step);
+  Cursor at(a, work.group, first_step);
   bool fill = true;
   for (std::int64_t step = first_step; step < end_step; ++step) {
     if (fill) {
-      find_places<V, kM, kSimtThreads>(a, kTile, tile, at.offset_group(a, group), at.first_tap, at.block_taps, places);
+      find_places<V, kM, kSimtThreads, 2>(a, kTile, work.tile, at, places);
       __syncthreads();
     }
     // A chunk has 8 vectors: for half precision two rounds of 32 channels.
@@ -55,15 +51,17 @@ __global__ void __launch_bounds__(kSimtThreads) forward_simt(const Arguments a) 
         const int row = i / kVectorsAtOnce, v = i % kVectorsAtOnce;
         const int vector = at.chunk * kChunkVectors + first + v;
         Neighbours n;
-        gather(a, places, at.tap * kM + row, (group * a.segments + at.segment) * a.segment_vectors + vector,
-               vector < a.segment_vectors, n);
+        gather(a, places, at.tap * kM + row,
+               vector < a.segment_vectors ? static_cast<const uint4*>(a.x) + at.segment * a.segment_vectors + vector
+                                          : nullptr,
+               n);
         float values[kElements];
         blend(Type(), n, values);
 #pragma unroll
         for (int e = 0; e < kElements; ++e) samples[(v * kElements + e) * kPitch + row] = values[e];
       }
       const V* from = static_cast<const V*>(a.packed) +
-                      (at.packed_tile(a, group, out_block) * kChunkVectors + first) * kElements * kN;
+                      ((work.group_block * a.steps + step) * kChunkVectors + first) * kElements * kN;
       for (int i = thread; i < kDepth * kN; i += kSimtThreads) weights[i] = to_float(from[i]);
       __syncthreads();
 #pragma unroll 4
@@ -93,17 +91,17 @@ __global__ void __launch_bounds__(kSimtThreads) forward_simt(const Arguments a) 
 #pragma unroll
   for (int m = 0; m < 4 * kBlocksM; ++m) {
     const int row = rows + m / 4 * 64 + m % 4;
-    const Position position = locate(a, kTile, tile, row);
+    const Position position = locate(a, kTile, work.tile, row);
     if (!position.inside) continue;
 #pragma unroll
     for (int n = 0; n < 4 * kBlocksN; ++n) {
-      const int column = columns + n / 4 * 64 + n % 4, channel = out_block * kN + column;
+      const int column = columns + n / 4 * 64 + n % 4, channel = work.out_block * kN + column;
       if (a.partial != nullptr) {
-        a.partial[((static_cast<std::int64_t>(split) * a.tiles + tile) * kM + row) *
-                      (static_cast<std::int64_t>(blocks_of_tile) * kN) +
-                  group_block * kN + column] = sums[m][n];
+        a.partial[((static_cast<std::int64_t>(split) * a.tiles + work.tile) * kM + row) *
+                      (static_cast<std::int64_t>(a.groups * a.out_blocks) * kN) +
+                  work.group_block * kN + column] = sums[m][n];
       } else if (channel < a.group_out) {
-        store_result<V>(a, position, group * a.group_out + channel, sums[m][n]);
+        store_result<V>(a, position, work.group * a.group_out + channel, sums[m][n]);
       }
     }
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "centermask/deform_conv2d.h"
 #include "cuda/runtime.h"
@@ -71,28 +72,39 @@ struct Place {
   float mask;
 };
 
-// Tap `tap` of an offset group at pixel `place` of output image n. With kAtEdge, samples at y = -1 or x = -1 exactly
-// count as inside: their value is 0, but their derivative looks to the right, into the image.
-template <bool kAtEdge>
-__device__ __forceinline__ Place find_place(const Geometry& g, int n, int place, int offset_group, int tap) {
+// What offset and mask say of one sample.
+struct PlaceValues {
+  float dy, dx, mask;
+};
+
+__device__ __forceinline__ PlaceValues read_place(const Geometry& g, int n, int place, int offset_group, int tap) {
   const int row = place / g.out_width, column = place - row * g.out_width;
   const std::int64_t channel = static_cast<std::int64_t>(offset_group) * g.taps + tap;
   const std::int64_t at = n * g.offset.stride[0] + 2 * channel * g.offset.stride[1] + row * g.offset.stride[2] +
                           column * g.offset.stride[3];
+  PlaceValues values = {read_float(g.offset, at), read_float(g.offset, at + g.offset.stride[1]), 1.0f};
+  if (g.mask.data != nullptr) {
+    values.mask = read_float(
+        g.mask, n * g.mask.stride[0] + channel * g.mask.stride[1] + row * g.mask.stride[2] + column * g.mask.stride[3]);
+  }
+  return values;
+}
+
+// Tap `tap` at pixel `place` of an output image. With kAtEdge, samples at y = -1 or x = -1 exactly count as inside:
+// their value is 0, but their derivative looks to the right, into the image.
+template <bool kAtEdge>
+__device__ __forceinline__ Place find_place(const Geometry& g, int place, int tap, const PlaceValues& values) {
+  const int row = place / g.out_width, column = place - row * g.out_width;
   const int tap_row = tap / g.kernel_w, tap_column = tap - tap_row * g.kernel_w;
   // Not more than 2^25 pixels from the image, or so far out that the rounding here does not matter.
   const float y = static_cast<float>(static_cast<std::int64_t>(row) * g.stride[0] - g.padding[0] +
                                      static_cast<std::int64_t>(tap_row) * g.dilation[0]) +
-                  read_float(g.offset, at);
+                  values.dy;
   const float x = static_cast<float>(static_cast<std::int64_t>(column) * g.stride[1] - g.padding[1] +
                                      static_cast<std::int64_t>(tap_column) * g.dilation[1]) +
-                  read_float(g.offset, at + g.offset.stride[1]);
+                  values.dx;
   Place result;
-  result.mask = 1.0f;
-  if (g.mask.data != nullptr) {
-    result.mask = read_float(g.mask, n * g.mask.stride[0] + channel * g.mask.stride[1] + row * g.mask.stride[2] +
-                                         column * g.mask.stride[3]);
-  }
+  result.mask = values.mask;
   const bool high_enough = kAtEdge ? y >= -1.0f && x >= -1.0f : y > -1.0f && x > -1.0f;
   // False for NaN.
   const bool inside = high_enough && y < static_cast<float>(g.height) && x < static_cast<float>(g.width);
@@ -117,28 +129,33 @@ __device__ __forceinline__ float4 corner_weights(const Place& place) {
 
 // ---- four channels at a time, in float ----
 template <class T>
-struct Four;
-template <>
-struct Four<float> {
-  __device__ __forceinline__ static float4 load(const float* from) { return *reinterpret_cast<const float4*>(from); }
+struct Four {  // __half and __nv_bfloat16
+  using Bits = uint2;
 };
 template <>
-struct Four<__half> {
-  __device__ __forceinline__ static float4 load(const __half* from) {
-    const uint2 bits = *reinterpret_cast<const uint2*>(from);
+struct Four<float> {
+  using Bits = uint4;
+};
+
+template <class T>
+__device__ __forceinline__ typename Four<T>::Bits load_four(const T* from) {
+  return *reinterpret_cast<const typename Four<T>::Bits*>(from);
+}
+
+template <class T>
+__device__ __forceinline__ float4 four_floats(const typename Four<T>::Bits& bits) {
+  if constexpr (sizeof(T) == 4) {
+    return make_float4(__uint_as_float(bits.x), __uint_as_float(bits.y), __uint_as_float(bits.z),
+                       __uint_as_float(bits.w));
+  } else if constexpr (std::is_same_v<T, __half>) {
     const float2 low = __half22float2(reinterpret_cast<const __half2&>(bits.x));
     const float2 high = __half22float2(reinterpret_cast<const __half2&>(bits.y));
     return make_float4(low.x, low.y, high.x, high.y);
-  }
-};
-template <>
-struct Four<__nv_bfloat16> {
-  __device__ __forceinline__ static float4 load(const __nv_bfloat16* from) {
-    const uint2 bits = *reinterpret_cast<const uint2*>(from);
+  } else {
     return make_float4(__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u),
                        __uint_as_float(bits.y << 16), __uint_as_float(bits.y & 0xffff0000u));
   }
-};
+}
 
 __device__ __forceinline__ float to_float(float value) { return value; }
 __device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
@@ -146,10 +163,16 @@ __device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat
 template <class T>
 __device__ __forceinline__ T from_float(float value);
 template <>
-__device__ __forceinline__ float from_float<float>(float value) { return value; }
+__device__ __forceinline__ float from_float<float>(float value) {
+  return value;
+}
 template <>
-__device__ __forceinline__ __half from_float<__half>(float value) { return __float2half(value); }
+__device__ __forceinline__ __half from_float<__half>(float value) {
+  return __float2half(value);
+}
 template <>
-__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) { return __float2bfloat16(value); }
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+  return __float2bfloat16(value);
+}
 
 }  // namespace centermask::deform_cuda

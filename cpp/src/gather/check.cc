@@ -1,13 +1,18 @@
 #include "centermask/error.h"
 #include "centermask/gather.h"
+#include "device_check.h"
 
 namespace centermask {
 
 void check_gather_patches(const TensorView& features, const TensorView& index, const TensorView& patches) {
   constexpr const char* op = "gather_patches: ";
   if (features.rank != 4) fail(ErrorKind::kValue, op, "features must be [N, F, H, W], got ", shape_text(features));
-  if (features.dtype != DType::kFloat32 && features.dtype != DType::kFloat64) {
-    fail(ErrorKind::kType, op, "features must be float32 or float64, got ", dtype_name(features.dtype));
+  const bool cuda = features.device.type == DeviceType::kCuda;
+  if (cuda
+          ? features.dtype != DType::kFloat32 && features.dtype != DType::kFloat16 && features.dtype != DType::kBFloat16
+          : features.dtype != DType::kFloat32 && features.dtype != DType::kFloat64) {
+    fail(ErrorKind::kType, op, "features must be ",
+         cuda ? "float32, float16 or bfloat16 on CUDA, got " : "float32 or float64, got ", dtype_name(features.dtype));
   }
   const std::int64_t n = features.shape[0];
   if (index.rank != 2 || index.shape[0] != n) {
@@ -25,9 +30,8 @@ void check_gather_patches(const TensorView& features, const TensorView& index, c
     fail(ErrorKind::kType, op, "patches must be ", dtype_name(features.dtype), " as the features, got ",
          dtype_name(patches.dtype));
   }
-  if (index.device != features.device || patches.device != features.device) {
-    fail(ErrorKind::kValue, op, "index and patches must be on the features' device");
-  }
+  check_same_device(op, "index", index, "features", features);
+  check_same_device(op, "patches", patches, "features", features);
 }
 
 }  // namespace centermask

@@ -191,10 +191,10 @@ double default_mask_threshold(MaskHead head) { return head == MaskHead::kDynamic
 std::int64_t assemble_masks_cpu(const AssembleMasksParams& params, const AssembleMasksInputs& inputs,
                                 const TensorView& runs, const TensorView& offsets, const ParallelFor& parallel) {
   constexpr const char* op = "assemble_masks";
-  masks::check_inputs(params, inputs, op);
+  masks::check_inputs(params, inputs, Device{}, op);
   const std::int64_t count = inputs.boxes.shape[0];
-  masks::check_output(offsets, DType::kInt64, count + 1, op, "offsets");
-  masks::check_output(runs, DType::kUInt32, -1, op, "runs");
+  masks::check_output(offsets, DType::kInt64, count + 1, Device{}, op, "offsets");
+  masks::check_output(runs, DType::kUInt32, -1, Device{}, op, "runs");
   const auto pixels = static_cast<std::uint32_t>(params.image_height * params.image_width);
   const std::int64_t workers = worker_count(count, parallel);
   std::vector<RunStore> stores(static_cast<std::size_t>(workers));
@@ -232,7 +232,7 @@ std::int64_t assemble_masks_cpu(const AssembleMasksParams& params, const Assembl
 void mask_windows(const AssembleMasksParams& params, const TensorView& boxes, const TensorView& windows) {
   constexpr const char* op = "mask_windows";
   masks::check_params(params, op);
-  masks::check_boxes(boxes, op);
+  masks::check_boxes(boxes, Device{}, op);
   const std::int64_t count = boxes.shape[0];
   if (windows.dtype != DType::kInt64 || windows.rank != 2 || windows.shape[0] != count || windows.shape[1] != 4 ||
       !windows.contiguous()) {
@@ -257,7 +257,7 @@ void mask_windows(const AssembleMasksParams& params, const TensorView& boxes, co
 void assemble_bitmaps_cpu(const AssembleMasksParams& params, const AssembleMasksInputs& inputs,
                           const TensorView& bitmaps, const ParallelFor& parallel) {
   constexpr const char* op = "assemble_masks";
-  masks::check_inputs(params, inputs, op);
+  masks::check_inputs(params, inputs, Device{}, op);
   const std::int64_t count = inputs.boxes.shape[0];
   std::vector<std::int64_t> windows(static_cast<std::size_t>(4 * count));
   mask_windows(params, inputs.boxes, make_view(windows.data(), DType::kInt64, {count, 4}));
@@ -265,7 +265,7 @@ void assemble_bitmaps_cpu(const AssembleMasksParams& params, const AssembleMasks
   for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
     begins[i + 1] = begins[i] + windows[4 * i + 2] * windows[4 * i + 3];
   }
-  masks::check_output(bitmaps, DType::kUInt8, begins.back(), op, "bitmaps");
+  masks::check_output(bitmaps, DType::kUInt8, begins.back(), Device{}, op, "bitmaps");
 
   const Assembler assembler(params, inputs);
   for_instances(assembler, count, worker_count(count, parallel), parallel,

@@ -2,6 +2,7 @@
 
 #include "centermask/error.h"
 #include "centermask/preprocess.h"
+#include "device_check.h"
 
 namespace centermask {
 
@@ -14,13 +15,15 @@ void check_preprocess(const TensorView& image, const PreprocessParams& params, c
   if (out.rank != 3 || out.shape[0] != 3 || out.shape[1] < 1 || out.shape[2] < 1) {
     fail(ErrorKind::kValue, op, "out must be [3, h >= 1, w >= 1], got ", shape_text(out));
   }
-  if (out.dtype != DType::kFloat32) {
-    fail(ErrorKind::kType, op, "out must be float32, got ", dtype_name(out.dtype));
+  const bool cuda = out.device.type == DeviceType::kCuda;
+  if (out.dtype != DType::kFloat32 && !(cuda && out.dtype == DType::kFloat16)) {
+    fail(ErrorKind::kType, op, "out must be ", cuda ? "float32 or float16, got " : "float32, got ",
+         dtype_name(out.dtype));
   }
   if (out.shape[2] > 1 && out.stride[2] != 1) {
     fail(ErrorKind::kValue, op, "out must have adjacent pixels in each row, got a stride of ", out.stride[2]);
   }
-  if (out.device != image.device) fail(ErrorKind::kValue, op, "image and out must be on the same device");
+  check_same_device(op, "out", out, "image", image);
   const double* matrix = params.image_to_input;
   for (int i = 0; i < 6; ++i) {
     if (!std::isfinite(matrix[i])) fail(ErrorKind::kValue, op, "image_to_input must be finite, got ", matrix[i]);

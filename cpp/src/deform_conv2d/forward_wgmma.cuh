@@ -1,0 +1,121 @@
+// The forward kernel for Hopper: as forward_mma.cuh, with products of whole warpgroups, which read both operands from
+// shared memory by themselves, while the threads sample the next step.
+#pragma once
+
+#include "cuda/wgmma.h"
+#include "deform_conv2d/forward_mma.cuh"
+
+namespace centermask::deform_forward {
+namespace {
+
+constexpr int kWgmmaPositions = 128;
+
+__device__ __forceinline__ void wgmma(const MmaFloat16&, float (&d)[16][4], const void* a, const void* b, int k) {
+  cuda::wgmma_m64n128_f16(d, a, b, k);
+}
+__device__ __forceinline__ void wgmma(const MmaBFloat16&, float (&d)[16][4], const void* a, const void* b, int k) {
+  cuda::wgmma_m64n128_bf16(d, a, b, k);
+}
+__device__ __forceinline__ void wgmma(const MmaTf32&, float (&d)[16][4], const void* a, const void* b, int k) {
+  cuda::wgmma_m64n128_tf32(d, a, b, k);
+}
+
+// A tile of 128 positions x kN out channels, 64 of them to a warpgroup.
+template <class Type, int kN, int kBlocks>
+__global__ void __launch_bounds__(kN / 64 * 128, kBlocks) forward_wgmma(const Arguments a) {
+  constexpr int kM = kWgmmaPositions, kThreads = kN / 64 * 128, kWarps = kThreads / 32;
+  constexpr int kABytes = kM * kChunkBytes, kBBytes = kN * kChunkBytes;
+  constexpr int kVectors = kM * kChunkVectors / kThreads;  // that a thread samples in a step
+  constexpr int kAtOnce = kVectors < 2 ? kVectors : 2;     // of them, loads under way together
+  constexpr int kRowStep = kThreads / kChunkVectors;
+  using V = typename Type::Value;
+  constexpr TileConfig kTile = {kM, kN, 1, kWarps, kBlocks};
+
+  CENTERMASK_DYNAMIC_SHARED(unaligned);
+  unsigned char* const memory = cuda::align_for_swizzle(unaligned);
+  unsigned char* const samples = memory;                // two stages
+  unsigned char* const weights = memory + 2 * kABytes;  // two stages
+  const Places places(memory + 2 * (kABytes + kBBytes), a.table_taps, kM);
+
+  const int thread = static_cast<int>(threadIdx.x);
+  const Work work(a, blockIdx.x);
+  const std::int64_t first_step = a.steps * blockIdx.y / a.splits;
+  int steps_left = static_cast<int>(a.steps * (blockIdx.y + 1) / a.splits - first_step);
+
+  float sums[1][16][4];
+#pragma unroll
+  for (int j = 0; j < 16; ++j) sums[0][j][0] = sums[0][j][1] = sums[0][j][2] = sums[0][j][3] = 0;
+
+  Cursor next(a, work.group, first_step);
+  find_places<V, kM, kThreads, 5>(a, kTile, work.tile, next, places);
+  const unsigned char* packed =
+      static_cast<const unsigned char*>(a.packed) + (work.group_block * a.steps + first_step) * kBBytes;
+  const auto load_weights = [&](int stage) {
+#pragma unroll
+    for (int i = thread * kVectorBytes; i < kBBytes; i += kThreads * kVectorBytes) {
+      cuda::cp_async_16(weights + stage * kBBytes + i, packed + i);
+    }
+    cuda::cp_async_commit();
+    packed += kBBytes;
+  };
+  const int my_vector = static_cast<int>(threadIdx.x % kChunkVectors);
+  const int my_row = static_cast<int>(threadIdx.x / kChunkVectors);
+  unsigned char* const my_samples = samples + cuda::swizzled(my_row, my_vector);
+  const auto write_samples = [&](int stage) {
+    const int vector = next.chunk * kChunkVectors + my_vector;
+    const uint4* const pixels =
+        vector < a.segment_vectors
+            ? static_cast<const uint4*>(a.x) + static_cast<std::int64_t>(next.segment) * a.segment_vectors + vector
+            : nullptr;
+    const int entry = next.tap * kM + my_row;
+#pragma unroll
+    for (int first = 0; first < kVectors; first += kAtOnce) {
+      Neighbours neighbours[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) gather(a, places, entry + (first + i) * kRowStep, pixels, neighbours[i]);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        *reinterpret_cast<uint4*>(my_samples + stage * kABytes + (first + i) * kRowStep * kChunkBytes) =
+            sample(Type(), neighbours[i]);
+      }
+    }
+  };
+
+  load_weights(0);
+  __syncthreads();
+  write_samples(0);
+  int stage = 0;
+  for (; steps_left > 0; --steps_left) {
+    const bool more = steps_left > 1;
+    if (more && next.advance(a)) {
+      __syncthreads();  // the table was read for the samples of this step
+      find_places<V, kM, kThreads, 1>(a, kTile, Work(a, cuda::computed_here(blockIdx.x)).tile, next, places);
+    }
+    cuda::cp_async_wait<0>();
+    cuda::publish_to_async();
+    __syncthreads();  // this step's operands are there; the last one's products are done
+    const unsigned char* const left = weights + stage * kBBytes + thread / 128 * 64 * kChunkBytes;
+    const unsigned char* const right = samples + stage * kABytes;
+    cuda::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) wgmma(Type(), sums[0], left, right, k);
+    cuda::wgmma_commit();
+    if (more) {
+      load_weights(stage ^ 1);
+      write_samples(stage ^ 1);
+    }
+    cuda::wgmma_wait();
+    stage ^= 1;
+  }
+
+  const Work done(a, cuda::computed_here(blockIdx.x));
+  if (a.partial != nullptr) {
+    write_partial<kM, kN, 1, kWarps>(a, done, sums);
+  } else {
+    write_tile<V, kM, kN, 1, kWarps, 2 * (kABytes + kBBytes)>(a, kTile, done.tile, done.group, done.out_block, memory,
+                                                              sums);
+  }
+}
+
+}  // namespace
+}  // namespace centermask::deform_forward
