@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import json
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ pytest.importorskip("timm")
 pytest.importorskip("torchvision")
 pytest.importorskip("onnxscript")
 
+import golden_weights
 import published_models as published
 import torch
 from torch import nn
@@ -28,10 +31,11 @@ from centermask.convert.common import ConvertError, resnet_depth
 from centermask.convert.convert import convert
 from centermask.export import verify
 from centermask.export.onnx import export
-from centermask.nn.model import CenterMask
+from centermask.nn.model import CenterMask, Detections
 from centermask.training.checkpoint import load_checkpoint
 from centermask.training.torch_network import TorchNetwork
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CLASSES = 5
 NAMES = ("a", "b", "c", "d", "e")
 FAMILIES: dict[str, tuple[str, str, Callable[[], nn.Module]]] = {
@@ -78,6 +82,26 @@ def relative_errors(model: CenterMask, peer: nn.Module, images: torch.Tensor) ->
     return {key: float((ours[key] - value).abs().max() / value.abs().max()) for key, value in expected.items()}
 
 
+def assert_same_boxes(found: Detections, boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> None:
+    """The first picture's rows are the published ones: boxes [n, 4] in input pixels, scores and labels [n].
+
+    Rounding may exchange rows of nearly equal scores, and the last ones.
+    """
+    free = list(range(int(found.count[0])))
+    for row in range(len(scores)):
+        if scores[row] <= 0:  # no peak: the published code fills up with these
+            continue
+        same = [i for i in free if found.labels[0, i] == labels[row]]
+        distance = (found.boxes[0, same] - boxes[row]).abs().amax(1)
+        if len(same) and float(distance.min()) < 0.01:
+            match = same[int(distance.argmin())]
+            assert abs(float(found.scores[0, match] - scores[row])) < 1e-4
+            free.remove(match)
+        else:
+            assert float(scores[row] - scores[-1]) < 1e-6, f"row {row} of the published boxes is missing"
+    assert all(float(found.scores[0, i] - scores[-1]) < 1e-6 for i in free)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_the_same_numbers(name: str, images: torch.Tensor, tmp_path: Path) -> None:
@@ -91,31 +115,40 @@ def test_the_same_numbers(name: str, images: torch.Tensor, tmp_path: Path) -> No
 
     for errors, tolerance in (
         (relative_errors(model, peer, images), 1e-4),
-        # In float64 rounding is out of the way: what remains would be another architecture.
-        (relative_errors(model.double(), peer.double(), images.double()), 1e-10),
+        # In float64 rounding is out of the way: what remains would be another architecture. (The biases that have
+        # gone into a norm were rounded to float32 there.)
+        (relative_errors(model.double(), peer.double(), images.double()), 1e-6 if "50 conv" in name else 1e-10),
     ):
         print(name, {key: f"{error:.1e}" for key, error in errors.items()})
         assert max(errors.values()) <= tolerance, errors
 
     model.float()
     found = model.deploy(images, 0.0)
-    count = int(found.count[0])
-    assert count > 20
+    assert int(found.count[0]) > 20
     boxes, scores, labels = published.decode(expected, model.config.top_k)
-    # Rounding may exchange rows of nearly equal scores, and the last ones.
-    free = list(range(count))
-    for row in range(len(scores)):
-        if scores[row] <= 0:  # no peak: the published code fills up with these
-            continue
-        same = [i for i in free if found.labels[0, i] == labels[row]]
-        distance = (found.boxes[0, same] - 4 * boxes[row]).abs().amax(1)
-        if len(same) and float(distance.min()) < 0.01:
-            match = same[int(distance.argmin())]
-            assert abs(float(found.scores[0, match] - scores[row])) < 1e-4
-            free.remove(match)
-        else:
-            assert float(scores[row] - scores[-1]) < 1e-6, f"row {row} of the published boxes is missing"
-    assert all(float(found.scores[0, i] - scores[-1]) < 1e-6 for i in free)
+    assert_same_boxes(found, 4 * boxes, scores, labels)
+
+
+@pytest.mark.parametrize("file", sorted(GOLDEN.glob("mmdet_*.npz")), ids=lambda file: file.stem)
+@torch.no_grad()
+def test_mmdetection_itself_gave_the_same_numbers(file: Path, tmp_path: Path) -> None:
+    golden = np.load(file)
+    shapes = json.loads(str(golden["shapes"]))
+    stated_again = published.Mmdet("dcnv2" in file.stem, CLASSES).state_dict()
+    assert {name: list(value.shape) for name, value in stated_again.items()} == shapes
+    weights = golden_weights.weights_for(shapes)
+    model = convert(write("mmdet", weights, tmp_path / "peer.pth"), class_names=NAMES).checkpoint.build()
+    images = golden_weights.image()
+    dense = model(images)
+    ours = {"heatmap": torch.sigmoid(dense.heatmap), "wh": model.size(dense.features)}
+    ours["offset"] = cast(nn.Module, model.offset)(dense.features)
+    for name, value in ours.items():
+        error = np.abs(value.numpy() - golden[name]).max() / np.abs(golden[name]).max()
+        print(file.stem, name, f"{error:.1e}")
+        assert error <= 1e-4, f"{name}: {error}"
+    found = model.deploy(images, 0.0)
+    assert int(found.count[0]) > 10
+    assert_same_boxes(found, *(torch.from_numpy(golden[name]) for name in ("boxes", "scores", "labels")))
 
 
 def test_offsets_matter_in_these_tests(images: torch.Tensor) -> None:
@@ -173,6 +206,7 @@ def test_the_exported_detector_finds_the_same_boxes(
     found = in_onnx(picture)
     assert len(found) == len(in_torch) > 10
     assert found.masks is None
+    assert "boxes only" in repr(found)
     np.testing.assert_array_equal(found.labels, in_torch.labels)
     np.testing.assert_allclose(found.boxes, in_torch.boxes, atol=0.02)
     np.testing.assert_allclose(found.scores, in_torch.scores, atol=1e-4)

@@ -173,7 +173,7 @@ def _some(names: Any, most: int = 12) -> str:
 
 # ---- what several families share ----
 
-_DEPTHS = {
+_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
     (True, (3, 4, 6, 3)): 50,
