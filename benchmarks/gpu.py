@@ -3,23 +3,20 @@
     python benchmarks/gpu.py --out results/            (about three minutes)
     python benchmarks/gpu.py --out results/ --quick    (under one)
 
-Medians in milliseconds, warm, by CUDA events. Each row has two columns. `call` is the call from Python, one after another
-as a program makes them. `graph` are replays of a CUDA graph of a few calls, which have no launch overhead; for
-torchvision, which cannot be captured, `kernels` stands in its place: the time of its kernels alone, by the profiler. The
-inputs of consecutive calls differ, so that the L2 cache does not hold them. Peers: torchvision's deform_conv2d in the
-same dtype; cuDNN's ordinary convolution of the same shape, channels-last; PyTorch's max_pool2d + topk. The goals are
-judged without launch overhead; the ratios of the calls are given beside them. Writes gpu.json, and gpu.md with the table
-that is printed last.
+Medians in milliseconds, warm, by CUDA events. Each row has two columns. `call` is the call from Python, one after
+another as a program makes them. `graph` are replays of a CUDA graph of a few calls, which have no launch overhead; for
+torchvision, which cannot be captured, `kernels` stands in its place: the time of its kernels alone, by the profiler.
+The inputs of consecutive calls differ, so that the L2 cache does not hold them. Peers: torchvision's deform_conv2d in
+the same dtype; cuDNN's ordinary convolution of the same shape, channels-last; PyTorch's max_pool2d + topk. The goals
+are judged without launch overhead; the ratios of the calls are given beside them. Writes gpu.json, and gpu.md with the
+table that is printed last.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from gpu_report import add_goals, best, detail
+from gpu_timer import Call, Timer
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
 from centermask import _core, ops
@@ -35,104 +33,8 @@ from centermask.nn import deform_conv2d
 # channels in, channels out, height = width; 3x3, padding 1
 SHAPES = [(2048, 256, 16), (256, 128, 32), (128, 64, 64), (512, 256, 16), (64, 64, 128)]
 CUDA = torch.device("cuda")
-Call = Callable[[], Any]
 
 WANTED_INPUT_BYTES = 160 << 20  # of all input sets together: three times the L2 cache of the largest cards
-
-
-class Timer:
-    """Times calls in turn. Each entry is a list of calls on different inputs."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds  # for each measurement of all peers together
-
-    def graph_of(self, calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for call in calls:
-                call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for call in calls:
-                call()
-        return graph
-
-    def kernel_time(self, calls: Sequence[Call]) -> float:
-        """Milliseconds that the kernels of one call run, without the gaps between them, by the profiler.
-
-        torchvision's kernels go to the legacy stream whatever the current one is, so that a graph captures only the
-        matrix products between them: replaying it tells nothing.
-        """
-        times = []
-        for _ in range(3):
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-                for call in calls:
-                    call()
-                torch.cuda.synchronize()
-            with tempfile.TemporaryDirectory() as folder:
-                trace = Path(folder) / "trace.json"
-                profile.export_chrome_trace(str(trace))
-                events = json.loads(trace.read_text())["traceEvents"]
-            on_device = [e["dur"] for e in events if e.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy")]
-            times.append(sum(on_device) / 1e3 / len(calls))
-        return statistics.median(times)
-
-    def in_turn(self, runs: dict[str, Callable[[], int]]) -> dict[str, float]:
-        """Each run makes some calls and returns how many; median milliseconds of one call."""
-        for run in runs.values():
-            run()
-        torch.cuda.synchronize()
-        samples: dict[str, list[float]] = {name: [] for name in runs}
-        spent = dict.fromkeys(runs, 0.0)
-        start = time.perf_counter()
-        turn = 0
-        while turn < 5 or (time.perf_counter() - start < self.seconds and turn < 200):
-            for name, run in runs.items():
-                if turn >= 5 and spent[name] > 1e3 * self.seconds:
-                    continue
-                begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                begin.record()
-                count = run()
-                end.record()
-                end.synchronize()
-                spent[name] += begin.elapsed_time(end)
-                samples[name].append(begin.elapsed_time(end) / count)
-            turn += 1
-        return {name: statistics.median(values) for name, values in samples.items()}
-
-    def measure(self, calls: dict[str, list[Call]]) -> dict[str, dict[str, float]]:
-        def eager(own: list[Call]) -> Callable[[], int]:
-            def run() -> int:
-                for call in own:
-                    call()
-                return len(own)
-
-            return run
-
-        def replay(graph: torch.cuda.CUDAGraph, count: int) -> Callable[[], int]:
-            def run() -> int:
-                graph.replay()
-                return count
-
-            return run
-
-        eager_runs = {name: eager(own) for name, own in calls.items()}
-        result = {name: {"call": value} for name, value in self.in_turn(eager_runs).items()}
-        graphs = {}
-        for name, own in calls.items():
-            if name.startswith("torchvision"):
-                result[name]["kernels"] = self.kernel_time(own)
-                continue
-            try:
-                graphs[name] = replay(self.graph_of(own), len(own))
-            except RuntimeError as error:  # a peer that cannot be captured
-                result[name]["graph_error"] = str(error).splitlines()[0]  # type: ignore[assignment]
-                torch.cuda.synchronize()
-        for name, value in self.in_turn(graphs).items():
-            result[name]["graph"] = value
-        return result
 
 
 def sets_of(one_set_bytes: int) -> int:

@@ -155,6 +155,14 @@ int main(int argc, char** argv) {
       t.splits = splits;
       if (splits == 1 || s.out > 128) tunings.push_back(t);
     }
+    Tuning other;
+    other.tile =
+        s.out > 64 ? deform_forward::TileConfig{128, 128, 1, 8, 2} : deform_forward::TileConfig{128, 64, 1, 4, 3};
+    if (s.out <= 128) tunings.push_back(other);
+    if (s.out == 128) {
+      other.splits = 2;
+      tunings.push_back(other);
+    }
     Tuning runs;
     runs.patches = 0;
     tunings.push_back(runs);

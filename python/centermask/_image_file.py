@@ -91,3 +91,26 @@ def _exif_orientation(exif: bytes) -> int:
             (value,) = struct.unpack_from(order + "H", exif, entry + 8)
             return value if 1 <= value <= 8 else 1
     return 1
+
+
+def jpeg_header(data: bytes) -> tuple[int, int, int] | None:
+    """Width, height and EXIF orientation of a JPEG file as it is stored; None if this is none, or broken."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    turned, position = 1, 2
+    while position + 9 <= len(data):
+        if data[position] != 0xFF:
+            return None
+        kind = data[position + 1]
+        if kind == 0xFF:  # filling
+            position += 1
+            continue
+        size = int.from_bytes(data[position + 2 : position + 4], "big")
+        if kind == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
+            turned = _exif_orientation(data[position + 10 : position + 2 + size])
+        # Start of frame: C0..CF but for the tables C4, C8, CC.
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return width, height, turned
+        position += 2 + size
+    return None

@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_convert(commands)
     _add_benchmark(commands)
+    _add_validate(commands)
     doctor = commands.add_parser("doctor", help="show what is installed and what is known to go wrong")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -111,7 +112,7 @@ def _predict(options: argparse.Namespace) -> int:
     if options.coco:
         sinks.append(predict_files.CocoSink(Path(options.coco), predictor.info))
     if options.save_labels == "coco":
-        sinks.append(predict_files.CocoSink(out / "annotations.json", predictor.info))
+        sinks.append(predict_files.CocoSink(out / "annotations.json", predictor.info, polygons=True))
     if options.save_labels == "yolo":
         sinks.append(predict_files.YoloSink(out, predictor.info))
     tally = predict_files.predict_files(predictor, files, out, sinks, names=names)
@@ -164,16 +165,17 @@ def _add_eval(commands: Any) -> None:
     parser = commands.add_parser(
         "eval",
         help="average precision and latency of a model on labelled data",
-        description="Evaluates an .onnx file, a checkpoint (.pt) or a COCO result file (.json) on a COCO-style folder.",
+        description="Evaluates an .onnx file, a checkpoint (.pt) or a COCO result file (.json) on a data set.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "model", metavar="MODEL", help=".onnx, checkpoint, COCO result .json, or an embedded model's name"
     )
-    parser.add_argument("data", metavar="DATA", help="folder with images/ and <split>.json")
-    parser.add_argument("--split", default="val", metavar="NAME", help="reads NAME.json (default: %(default)s)")
+    parser.add_argument("data", metavar="DATA", help="data set: COCO, COCO 2017, Roboflow or YOLO-seg")
+    parser.add_argument("--split", default="val", metavar="NAME", help="default: %(default)s")
     parser.add_argument("--json", metavar="FILE", help="write the figures, fractions 0..1")
+    parser.add_argument("--html", metavar="FILE", help="write a report with curves and the worst pictures, in one file")
     _add_model_options(parser)
     protocol = parser.add_argument_group("ways of testing that published figures were measured with")
     protocol.add_argument(
@@ -196,8 +198,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 def _eval(options: argparse.Namespace) -> int:
     from centermask.files import make_room, write_atomically
 
-    if options.json:
-        make_room(options.json)
+    for path in filter(None, (options.json, options.html)):
+        make_room(path)
     try:
         from centermask.training.evaluate import evaluate_file
         from centermask.training.protocol import EvalProtocol
@@ -212,9 +214,19 @@ def _eval(options: argparse.Namespace) -> int:
         protocol=EvalProtocol(options.flip, options.scales, options.published, options.decimals),
     )
     print(figures.table())
-    if options.json:
-        write_atomically(options.json, (json.dumps(figures.to_json(), indent=2) + "\n").encode())
-        print(f"wrote {options.json}")
+    if (options.json or options.html) and figures.evidence is not None:
+        from centermask.report.analysis import analyse
+        from centermask.report.eval_page import write_page
+
+        analysis = analyse(figures.evidence)
+        if options.json:
+            content = {**figures.to_json(), "report": analysis.to_json()}
+            write_atomically(options.json, (json.dumps(content, indent=2) + "\n").encode())
+            print(f"wrote {options.json}")
+        if options.html:
+            page = write_page(figures.values, analysis, figures.evidence, figures.notes)
+            write_atomically(options.html, page.encode())
+            print(f"wrote {options.html}")
     return 1 if failed else 0
 
 
@@ -369,6 +381,37 @@ def _benchmark(options: argparse.Namespace) -> int:
         print(f"  {name:<11}{value:8.1f}")
     print(f"peak memory {peak_memory() / 2**20:.0f} MiB")
     return 0
+
+
+def _add_validate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "validate",
+        help="look for what is wrong with a data set",
+        description="Looks at every picture and annotation of a data set: COCO (train.json, images/), COCO 2017, "
+        "Roboflow-COCO or YOLO-seg.",
+        epilog="exit codes:\n  0  nothing wrong, or warnings only\n"
+        "  1  errors: something cannot be used, or would make figures lie\n"
+        "  2  nothing was done: no data set there, or wrong usage",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", metavar="DATA", help="folder of the data set, or its data.yaml")
+    parser.add_argument("--json", metavar="FILE", help="write counts and all findings")
+    parser.add_argument("--html", metavar="FILE", help="write a page with pictures, in one file")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=512,
+        metavar="PX",
+        help="input size to judge small objects by (default: %(default)s)",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="that decode pictures (default: all cores)")
+    parser.set_defaults(run=_validate)
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from centermask.validate import command
+
+    return command.run(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:

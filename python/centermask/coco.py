@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from centermask.files import write_atomically
 
-IouType: TypeAlias = Literal["bbox", "segm"]
+IouType: TypeAlias = Literal["bbox", "segm", "boundary"]
+Engine: TypeAlias = Literal["auto", "pycocotools", "faster-coco-eval"]
 
-_PREFIX: dict[str, str] = {"bbox": "box", "segm": "mask"}
+_PREFIX: dict[str, str] = {"bbox": "box", "segm": "mask", "boundary": "boundary"}
 _AREAS = ("", "_small", "_medium", "_large")  # the order of pycocotools' area ranges: all, < 32^2, < 96^2, the rest
 
 
@@ -66,6 +67,8 @@ def evaluate_coco(
     iou_types: Iterable[IouType] = ("bbox", "segm"),
     max_dets: int = 100,
     known_categories: Mapping[Any, Collection[int]] | None = None,
+    curves: bool = False,
+    engine: Engine = "auto",
 ) -> dict[str, Any]:
     """Average precision as COCO defines it (cocodataset.org/#detection-eval), computed by pycocotools.
 
@@ -75,26 +78,27 @@ def evaluate_coco(
     Args:
         ground_truth: A COCO dictionary (`images`, `annotations`, `categories`). Annotation ids are not used.
         results: COCO results, `bbox` in xywh, `segmentation` as RLE (compressed or not) or polygons.
-        iou_types: `bbox` for the keys that begin with `box_`, `segm` for `mask_`.
+        iou_types: `bbox` for the keys that begin with `box_`, `segm` for `mask_`, `boundary` for `boundary_`: the
+            smaller of mask IoU and boundary IoU (see `coco_boundary`).
         max_dets: Best results of an image and category that count.
         known_categories: For each image id the category ids that are annotated in it; results of others are left
             out, as nothing is known about them. Images that are not named, and None: all categories.
+        curves: Add the precision-recall curves.
+        engine: `auto` takes faster-coco-eval where it is installed, for the same figures in less time; boundaries are
+            always pycocotools' business.
 
     Returns:
         For each prefix `<p>_ap` (mean over IoU 0.50..0.95), `<p>_ap50`, `<p>_ap75`, `<p>_ap_small`, `<p>_ap_medium`
         and `<p>_ap_large`, fractions 0..1, and None where there is no ground truth of that kind. `per_class`: from a
         category's name to `<p>_ap`, `<p>_ap50`, `<p>_ap75` and `instances`. `images` and `max_dets`. Values are
-        plain, ready for JSON.
+        plain, ready for JSON. With `curves` also that: from `<p>` to a category's name to `50` and `75`, 101 precisions
+        at recall 0, 0.01, ... 1.
 
     Raises:
-        ImportError: pycocotools is not installed.
+        ImportError: pycocotools is not installed, or the engine that is asked for.
         ValueError: A result names an unknown image or category, has a wrong size or a score that is no number; an
             annotation has no usable segmentation. Names the entry.
     """
-    try:
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise ImportError("evaluating needs pycocotools: pip install 'centermask[train]'") from error
     if max_dets < 1:
         raise ValueError(f"evaluate_coco: max_dets must be >= 1, got {max_dets}")
     images = {image["id"]: image for image in ground_truth["images"]}
@@ -110,20 +114,23 @@ def evaluate_coco(
     ]
 
     summary: dict[str, Any] = {}
+    drawn: dict[str, dict[str, dict[str, list[float]]]] = {}
     per_class: dict[str, dict[str, Any]] = {name: {} for name in names.values()}
     for category_id, name in names.items():
         real = (a for a in annotations if a["category_id"] == category_id and not a.get("iscrowd", 0))
         per_class[name]["instances"] = sum(1 for _ in real)
     for iou_type in iou_types:
         if iou_type not in _PREFIX:
-            raise ValueError(f"evaluate_coco: iou_types must be bbox or segm, got {iou_type!r}")
+            raise ValueError(f"evaluate_coco: iou_types must be bbox, segm or boundary, got {iou_type!r}")
+        index_type, evaluation_type = _engine(iou_type, engine)
         make = _box_entry if iou_type == "bbox" else _mask_entry
-        truth = _index(ground_truth, [make(a, images, f"annotation {i}") for i, a in enumerate(annotations)])
-        found = _index(
-            ground_truth, [{**make(r, images, f"result {i}"), "score": float(r["score"])} for i, r in indexed]
+        truth = _index(
+            index_type, ground_truth, [make(a, images, f"annotation {i}") for i, a in enumerate(annotations)]
         )
+        rows = [{**make(r, images, f"result {i}"), "score": float(r["score"])} for i, r in indexed]
+        found = _index(index_type, ground_truth, rows)
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            evaluation = COCOeval(truth, found, iou_type)
+            evaluation = evaluation_type(truth, found, "bbox" if iou_type == "bbox" else "segm")
             evaluation.params.maxDets = [max_dets]
             evaluation.evaluate()
             evaluation.accumulate()
@@ -140,7 +147,34 @@ def evaluate_coco(
             values[f"{prefix}_ap"] = _mean(precision[:, :, column, 0])
             values[f"{prefix}_ap50"] = _mean(precision[0, :, column, 0])
             values[f"{prefix}_ap75"] = _mean(precision[5, :, column, 0])
-    return {**summary, "per_class": per_class, "images": len(images), "max_dets": max_dets}
+            if (precision[0, :, column, 0] > -1).all():
+                shown = {"50": precision[0, :, column, 0].tolist(), "75": precision[5, :, column, 0].tolist()}
+                drawn.setdefault(prefix, {})[names[int(category_id)]] = shown
+    summary |= {"per_class": per_class, "images": len(images), "max_dets": max_dets}
+    return {**summary, "curves": drawn} if curves else summary
+
+
+def _engine(iou_type: IouType, engine: Engine) -> tuple[Any, Any]:
+    """The classes of a data set and of an evaluation."""
+    if engine not in ("auto", "pycocotools", "faster-coco-eval"):
+        raise ValueError(f"evaluate_coco: engine must be auto, pycocotools or faster-coco-eval, got {engine!r}")
+    if iou_type != "boundary" and engine != "pycocotools":
+        try:
+            from faster_coco_eval import COCO as FastIndex
+            from faster_coco_eval import COCOeval_faster
+
+            return FastIndex, COCOeval_faster
+        except ImportError:
+            if engine == "faster-coco-eval":
+                raise
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        from centermask.coco_boundary import BoundaryEvaluation
+    except ImportError as error:
+        raise ImportError("evaluating needs pycocotools: pip install 'centermask[train]'") from error
+    return COCO, BoundaryEvaluation if iou_type == "boundary" else COCOeval
 
 
 def _json_ready(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,11 +294,9 @@ def _rle(entry: Mapping[str, Any], images: Mapping[Any, Any], what: str) -> dict
     return merged
 
 
-def _index(ground_truth: Mapping[str, Any], entries: list[dict[str, Any]]) -> Any:
+def _index(kind: Any, ground_truth: Mapping[str, Any], entries: list[dict[str, Any]]) -> Any:
     """A pycocotools data set. Ids count from 1: pycocotools takes a match with annotation 0 for no match."""
-    from pycocotools.coco import COCO
-
-    data_set = COCO()
+    data_set = kind()
     data_set.dataset = {
         "images": [dict(image) for image in ground_truth["images"]],
         "categories": [dict(category) for category in ground_truth["categories"]],

@@ -70,14 +70,23 @@ def _is_media(path: Path) -> bool:
 
 
 class CocoSink:
-    """Collects results and writes one COCO file: images, categories, and annotations with `score`."""
+    """Collects results and writes one COCO file: images, categories, and annotations with `score`.
 
-    def __init__(self, path: Path, info: ModelInfo) -> None:
+    Args:
+        path: The file.
+        info: Of the model.
+        polygons: Masks as polygons, the form that COCO documents for single objects and the only one that every
+            labelling tool can edit. Holes are filled; without it masks are exact run lengths.
+    """
+
+    def __init__(self, path: Path, info: ModelInfo, *, polygons: bool = False) -> None:
         self.path = path
+        self._polygons = polygons
         make_room(path)
         self._kept = 0, 0
         self._document: dict[str, Any] = {
             "info": {"description": f"predicted by centermask {__version__} with {info.name}"},
+            "licenses": [],
             "images": [],
             "categories": [
                 {"id": id_, "name": name} for id_, name in zip(info.category_ids, info.class_names, strict=True)
@@ -95,7 +104,9 @@ class CocoSink:
             areas = (result.boxes[:, 2:] - result.boxes[:, :2]).prod(axis=1).tolist()
         else:
             areas = result.masks.areas.tolist()
-        for annotation, area in zip(result.to_coco(len(images)), areas, strict=True):
+        for i, (annotation, area) in enumerate(zip(result.to_coco(len(images)), areas, strict=True)):
+            if self._polygons:
+                annotation["segmentation"] = _outer_rings(result, i)
             annotations.append({"id": len(annotations) + 1, **annotation, "area": area, "iscrowd": 0})
 
     def settle(self, done: bool) -> None:
@@ -151,6 +162,17 @@ class YoloSink:
         names = "".join(f"  {i}: {json.dumps(name)}\n" for i, name in enumerate(self._info.class_names))
         write_atomically(self.folder / "data.yaml", f"path: .\nnames:\n{names}".encode())
         return [self.folder / "labels", self.folder / "data.yaml"]
+
+
+def _outer_rings(result: Instances, i: int) -> list[list[float]]:
+    """The outlines of a mask without its holes, flat; of an instance without mask, its box."""
+    if result.masks is None:
+        x0, y0, x1, y1 = result.boxes[i].tolist()
+        return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+    # Outer rings run clockwise as seen: their signed area is positive.
+    rings = result.masks[i].polygons()[0]
+    outer = [ring for ring in rings if cv2.contourArea(np.asarray(ring, np.float32), oriented=True) > 0]
+    return [np.asarray(ring, np.float64).ravel().tolist() for ring in outer]
 
 
 def _largest_ring(result: Instances, i: int) -> NDArray[Any] | None:

@@ -8,7 +8,8 @@
 // shared memory, launches beyond the device's limits. Not seen: races that this order of threads hides (run the test
 // with another settings().seed too), misaligned addresses and global memory out of bounds (the sanitizer build does).
 //
-//   cuda_emulator.h / .cc      settings, launches, fibers, barriers
+//   cuda_emulator.h / .cc      settings, launches
+//   cuda_emulator_machine.h    a block: threads, barriers, meetings of warps (on cuda_emulator_fiber.h)
 //   cuda_emulator_warp.h       shuffles, votes, warp_exchange() for twins of inline PTX
 //   cuda_emulator_device.h     atomics, arithmetic and bit intrinsics
 #pragma once

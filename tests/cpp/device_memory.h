@@ -100,11 +100,10 @@ class DeviceBuffer {
   DeviceBuffer(const std::vector<T>& values, std::size_t count) : count_(count) {
     using namespace device_memory;
     memory_ = static_cast<unsigned char*>(allocate(bytes() + 2 * kGuardBytes));
-    std::vector<unsigned char> image(bytes() + 2 * kGuardBytes, 0xFF);
-    std::memset(image.data(), kGuard, kGuardBytes);
-    std::memset(image.data() + kGuardBytes + bytes(), kGuard, kGuardBytes);
-    if (!values.empty()) std::memcpy(image.data() + kGuardBytes, values.data(), values.size() * sizeof(T));
-    copy(memory_, image.data(), image.size());
+    const std::vector<unsigned char> guard(kGuardBytes, kGuard), unset(bytes(), 0xFF);
+    copy(memory_, guard.data(), kGuardBytes);
+    copy(memory_ + kGuardBytes + bytes(), guard.data(), kGuardBytes);
+    if (count > 0) copy(data(), values.empty() ? static_cast<const void*>(unset.data()) : values.data(), bytes());
 #if defined(CENTERMASK_GUARDED_BY_ASAN)
     __asan_poison_memory_region(memory_, kGuardBytes);
     __asan_poison_memory_region(memory_ + kGuardBytes + bytes(), kGuardBytes);

@@ -246,7 +246,7 @@ def test_wrong_arguments_are_named() -> None:
         evaluate_coco(truth(annotation(BIG, segmentation=[])), [])
     with pytest.raises(ValueError, match="max_dets must be >= 1, got 0"):
         evaluate_coco(truth(), [], max_dets=0)
-    with pytest.raises(ValueError, match="iou_types must be bbox or segm, got 'mask'"):
+    with pytest.raises(ValueError, match="iou_types must be bbox, segm or boundary, got 'mask'"):
         evaluate_coco(truth(), [], iou_types=["mask"])  # type: ignore[list-item]
 
 

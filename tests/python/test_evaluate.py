@@ -22,7 +22,11 @@ from centermask.training.data import load_datasets
 from centermask.training.evaluate import evaluate, evaluate_file
 
 JSON_KEYS = {
-    *(f"{kind}_ap{part}" for kind in ("box", "mask") for part in ("", "50", "75", "_small", "_medium", "_large")),
+    *(
+        f"{kind}_ap{part}"
+        for kind in ("box", "mask", "boundary")
+        for part in ("", "50", "75", "_small", "_medium", "_large")
+    ),
     "per_class",
     "latency_ms",
     "images",
@@ -93,7 +97,7 @@ def test_table_and_json_of_the_command(
     printed = capsys.readouterr().out
     assert re.search(r"mask +[01]\.\d{4} +1\.0000", printed)
     assert "note: classes that only the data knows are left out: blue" in printed
-    assert set(json.loads((tmp_path / "r.json").read_text())) == JSON_KEYS
+    assert set(json.loads((tmp_path / "r.json").read_text())) == JSON_KEYS | {"report"}
 
 
 def test_another_split_and_a_missing_one(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

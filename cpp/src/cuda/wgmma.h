@@ -26,9 +26,9 @@ __device__ __forceinline__ int swizzled(int row, int vector) { return row * 128 
 
 namespace twin {
 
-// d += a * b: 64 rows of a and 128 of b, `k`: which 32 bytes of the rows.
-template <class T, class Decode>
-void wgmma(float (&d)[16][4], const void* a, const void* b, int k, Decode decode) {
+// d += a * b: 64 rows of a and 8 * kTiles of b, `k`: which 32 bytes of the rows.
+template <class T, int kTiles, class Decode>
+void wgmma(float (&d)[kTiles][4], const void* a, const void* b, int k, Decode decode) {
   const int thread = static_cast<int>(threadIdx.x % 128), lane = thread % 32;
   const auto element = [&](const void* operand, int row, int i) {
     const int byte = 32 * k + i * static_cast<int>(sizeof(T));
@@ -37,7 +37,7 @@ void wgmma(float (&d)[16][4], const void* a, const void* b, int k, Decode decode
                 sizeof value);
     return static_cast<double>(decode(value));
   };
-  for (int j = 0; j < 16; ++j) {
+  for (int j = 0; j < kTiles; ++j) {
     for (int i = 0; i < 4; ++i) {
       const int row = thread / 32 * 16 + lane / 4 + i / 2 * 8, column = j * 8 + lane % 4 * 2 + i % 2;
       double sum = static_cast<double>(d[j][i]);
@@ -49,13 +49,16 @@ void wgmma(float (&d)[16][4], const void* a, const void* b, int k, Decode decode
 
 }  // namespace twin
 
-inline void wgmma_m64n128_f16(float (&d)[16][4], const void* a, const void* b, int k) {
+template <int kTiles>
+void wgmma_f16(float (&d)[kTiles][4], const void* a, const void* b, int k) {
   twin::wgmma<__half>(d, a, b, k, [](__half value) { return __half2float(value); });
 }
-inline void wgmma_m64n128_bf16(float (&d)[16][4], const void* a, const void* b, int k) {
+template <int kTiles>
+void wgmma_bf16(float (&d)[kTiles][4], const void* a, const void* b, int k) {
   twin::wgmma<__nv_bfloat16>(d, a, b, k, [](__nv_bfloat16 value) { return __bfloat162float(value); });
 }
-inline void wgmma_m64n128_tf32(float (&d)[16][4], const void* a, const void* b, int k) {
+template <int kTiles>
+void wgmma_tf32(float (&d)[kTiles][4], const void* a, const void* b, int k) {
   twin::wgmma<std::uint32_t>(d, a, b, k, [](std::uint32_t bits) { return twin::bits_to_float(bits & 0xffffe000u); });
 }
 inline void wgmma_fence() {}
@@ -75,38 +78,60 @@ __device__ __forceinline__ std::uint64_t wgmma_operand(const void* shared, int k
 }
 
 #if CENTERMASK_HAVE_WGMMA
-#define CENTERMASK_WGMMA(shape_and_types, immediates)                                                               \
-  const std::uint64_t left = wgmma_operand(a, k), right = wgmma_operand(b, k);                                      \
-  asm volatile(                                                                                                     \
-      "{\n.reg .pred p;\nsetp.eq.u32 p, 1, 1;\nwgmma.mma_async.sync.aligned." shape_and_types                       \
-      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
-      "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "   \
-      "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, "  \
-      "%65, p, 1, 1" immediates ";\n}\n"                                                                            \
-      : CENTERMASK_WGMMA_4(0), CENTERMASK_WGMMA_4(1), CENTERMASK_WGMMA_4(2), CENTERMASK_WGMMA_4(3),                 \
-        CENTERMASK_WGMMA_4(4), CENTERMASK_WGMMA_4(5), CENTERMASK_WGMMA_4(6), CENTERMASK_WGMMA_4(7),                 \
-        CENTERMASK_WGMMA_4(8), CENTERMASK_WGMMA_4(9), CENTERMASK_WGMMA_4(10), CENTERMASK_WGMMA_4(11),               \
-        CENTERMASK_WGMMA_4(12), CENTERMASK_WGMMA_4(13), CENTERMASK_WGMMA_4(14), CENTERMASK_WGMMA_4(15)              \
-      : "l"(left), "l"(right))
+#define CENTERMASK_WGMMA(n, types, immediates, registers, operands, ...)                                          \
+  const std::uint64_t left = wgmma_operand(a, k), right = wgmma_operand(b, k);                                    \
+  asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 1, 1;\nwgmma.mma_async.sync.aligned.m64n" n types " {" registers \
+               "}, " operands ", p, 1, 1" immediates ";\n}\n"                                                     \
+               : __VA_ARGS__                                                                                      \
+               : "l"(left), "l"(right))
+#define CENTERMASK_WGMMA_LOW                                                                                       \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
+  "%24, %25, %26, %27, %28, %29, %30, %31"
+#define CENTERMASK_WGMMA_HIGH                                                                                        \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, " \
+  "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define CENTERMASK_WGMMA_4(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+#define CENTERMASK_WGMMA_32(j)                                                                            \
+  CENTERMASK_WGMMA_4(j), CENTERMASK_WGMMA_4(j + 1), CENTERMASK_WGMMA_4(j + 2), CENTERMASK_WGMMA_4(j + 3), \
+      CENTERMASK_WGMMA_4(j + 4), CENTERMASK_WGMMA_4(j + 5), CENTERMASK_WGMMA_4(j + 6), CENTERMASK_WGMMA_4(j + 7)
+#define CENTERMASK_WGMMA_128(types, immediates)                                                      \
+  CENTERMASK_WGMMA("128", types, immediates, CENTERMASK_WGMMA_LOW CENTERMASK_WGMMA_HIGH, "%64, %65", \
+                   CENTERMASK_WGMMA_32(0), CENTERMASK_WGMMA_32(8))
+#define CENTERMASK_WGMMA_64(types, immediates) \
+  CENTERMASK_WGMMA("64", types, immediates, CENTERMASK_WGMMA_LOW, "%32, %33", CENTERMASK_WGMMA_32(0))
 #else
-#define CENTERMASK_WGMMA(shape_and_types, immediates) __trap()
+#define CENTERMASK_WGMMA_128(types, immediates) __trap()
+#define CENTERMASK_WGMMA_64(types, immediates) __trap()
 #endif
 
-// d += a * b for 64 rows of a and 128 of b, over 32 bytes of K, the k-th of the 128. Lane 4*g + t of warp w has rows
-// 16*w + g (d[j][0], d[j][1]) and g + 8, and of columns 8*j + 2*t and the next.
-__device__ __forceinline__ void wgmma_m64n128_f16(float (&d)[16][4], const void* a, const void* b, int k) {
-  CENTERMASK_WGMMA("m64n128k16.f32.f16.f16", ", 0, 0");
+// d += a * b for 64 rows of a and 128 (or 64) of b, over 32 bytes of K, the k-th of the 128. Lane 4*g + t of warp w has
+// rows 16*w + g (d[j][0], d[j][1]) and g + 8, and of columns 8*j + 2*t and the next.
+__device__ __forceinline__ void wgmma_f16(float (&d)[16][4], const void* a, const void* b, int k) {
+  CENTERMASK_WGMMA_128("k16.f32.f16.f16", ", 0, 0");
 }
-__device__ __forceinline__ void wgmma_m64n128_bf16(float (&d)[16][4], const void* a, const void* b, int k) {
-  CENTERMASK_WGMMA("m64n128k16.f32.bf16.bf16", ", 0, 0");
+__device__ __forceinline__ void wgmma_f16(float (&d)[8][4], const void* a, const void* b, int k) {
+  CENTERMASK_WGMMA_64("k16.f32.f16.f16", ", 0, 0");
 }
-__device__ __forceinline__ void wgmma_m64n128_tf32(float (&d)[16][4], const void* a, const void* b, int k) {
-  CENTERMASK_WGMMA("m64n128k8.f32.tf32.tf32", "");
+__device__ __forceinline__ void wgmma_bf16(float (&d)[16][4], const void* a, const void* b, int k) {
+  CENTERMASK_WGMMA_128("k16.f32.bf16.bf16", ", 0, 0");
+}
+__device__ __forceinline__ void wgmma_bf16(float (&d)[8][4], const void* a, const void* b, int k) {
+  CENTERMASK_WGMMA_64("k16.f32.bf16.bf16", ", 0, 0");
+}
+__device__ __forceinline__ void wgmma_tf32(float (&d)[16][4], const void* a, const void* b, int k) {
+  CENTERMASK_WGMMA_128("k8.f32.tf32.tf32", "");
+}
+__device__ __forceinline__ void wgmma_tf32(float (&d)[8][4], const void* a, const void* b, int k) {
+  CENTERMASK_WGMMA_64("k8.f32.tf32.tf32", "");
 }
 
 #undef CENTERMASK_WGMMA
+#undef CENTERMASK_WGMMA_LOW
+#undef CENTERMASK_WGMMA_HIGH
 #undef CENTERMASK_WGMMA_4
+#undef CENTERMASK_WGMMA_32
+#undef CENTERMASK_WGMMA_64
+#undef CENTERMASK_WGMMA_128
 
 __device__ __forceinline__ void wgmma_fence() {
 #if CENTERMASK_HAVE_WGMMA

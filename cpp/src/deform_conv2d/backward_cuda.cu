@@ -122,7 +122,7 @@ void launch_weight(const BackwardPlan& p, const WeightArguments& a, const CudaSt
 
 template <class T>
 void run_data(const BackwardPlan& p, const Parts& parts, const Geometry& geometry, const void* pixels,
-              const void* grads, bool tensor, const DeformConv2dGradients& gradients, const CudaStream& stream) {
+              const void* grads, Math math, const DeformConv2dGradients& gradients, const CudaStream& stream) {
   const DeformConv2dShape& s = p.shape;
   DataArguments a{};
   a.geometry = geometry, a.positions = static_cast<int>(p.positions);
@@ -141,12 +141,13 @@ void run_data(const BackwardPlan& p, const Parts& parts, const Geometry& geometr
   if (p.need_x) {
     cuda::fill_bytes(kOp, a.grad_pixels, 0, static_cast<std::size_t>(parts.grad_pixel_bytes), stream);
   }
-  if (!tensor) {
+  const bool all = p.need_x && p.need_places && !p.fixed_point;
+  if (math == Math::kSimt) {
     launch_data<T, Math::kSimt, false>(p, a, stream);
-  } else if (p.need_x && p.need_places && !p.fixed_point) {
-    launch_data<T, Math::kTensor, true>(p, a, stream);
-  } else {
-    launch_data<T, Math::kTensor, false>(p, a, stream);
+  } else if (math == Math::kTensor) {
+    (all ? launch_data<T, Math::kTensor, true> : launch_data<T, Math::kTensor, false>)(p, a, stream);
+  } else if constexpr (sizeof(T) == 4) {
+    (all ? launch_data<T, Math::kFloat32, true> : launch_data<T, Math::kFloat32, false>)(p, a, stream);
   }
   if (p.need_places && a.splits > 1) {
     FinishPlaces f{};
@@ -173,7 +174,7 @@ void run_data(const BackwardPlan& p, const Parts& parts, const Geometry& geometr
 
 template <class T>
 void run_weight(const BackwardPlan& p, const Parts& parts, const Geometry& geometry, const void* pixels,
-                const void* grads, bool tensor, const DeformConv2dGradients& gradients, const CudaStream& stream) {
+                const void* grads, Math math, const DeformConv2dGradients& gradients, const CudaStream& stream) {
   const DeformConv2dShape& s = p.shape;
   WeightArguments a{};
   a.geometry = geometry, a.positions = static_cast<int>(p.positions);
@@ -186,10 +187,12 @@ void run_weight(const BackwardPlan& p, const Parts& parts, const Geometry& geome
   a.warps_out = static_cast<int>(p.warps_out), a.out_tiles = static_cast<int>(p.out_tiles);
   a.column_tiles = static_cast<int>(p.column_tiles), a.positions_at_once = static_cast<int>(p.positions_at_once);
   a.parts = parts.weight_parts;
-  if (tensor) {
-    launch_weight<T, Math::kTensor>(p, a, stream);
-  } else {
+  if (math == Math::kSimt) {
     launch_weight<T, Math::kSimt>(p, a, stream);
+  } else if (math == Math::kTensor) {
+    launch_weight<T, Math::kTensor>(p, a, stream);
+  } else if constexpr (sizeof(T) == 4) {
+    launch_weight<T, Math::kFloat32>(p, a, stream);
   }
   FinishWeight f{};
   f.parts = parts.weight_parts, f.to = gradients.weight.data;
@@ -197,7 +200,7 @@ void run_weight(const BackwardPlan& p, const Parts& parts, const Geometry& geome
   f.group_in = static_cast<int>(s.in_channels / s.params.groups), f.taps = geometry.taps;
   f.run = static_cast<int>(p.run), f.chunks_per_run = a.chunks_per_run;
   f.column_groups = static_cast<int>(p.column_groups);
-  cuda::launch(kOp, finish_weight_kernel<T>, grid_of(divide_up(s.out_channels * f.group_in, kCopyThreads)),
+  cuda::launch(kOp, finish_weight_kernel<T>, grid_of(divide_up(s.out_channels * f.group_in * f.taps, kCopyThreads)),
                dim3(kCopyThreads), 0, stream, f);
 }
 
@@ -206,14 +209,15 @@ void run_bias(const BackwardPlan& p, const Parts& parts, const TensorView& grad_
               const CudaStream& stream) {
   const DeformConv2dShape& s = p.shape;
   BiasSums a{};
-  a.grad_output = floats_of(grad_output);
+  a.grad_output = grad_output.data;
+  for (int i = 0; i < 4; ++i) a.stride[i] = grad_output.stride[i];
   a.positions = static_cast<int>(p.positions), a.out_pixels = static_cast<int>(s.out_pixels());
   a.out_width = static_cast<int>(s.out_width), a.channels = static_cast<int>(s.out_channels);
   a.positions_at_once = static_cast<int>(p.bias_at_once), a.splits = static_cast<int>(p.bias_splits);
   a.parts = parts.bias_parts;
-  cuda::launch(kOp, bias_parts_kernel, grid_of(divide_up(s.out_channels, 32) * p.bias_splits), dim3(kCopyThreads), 0,
+  cuda::launch(kOp, bias_parts_kernel<T>, grid_of(divide_up(s.out_channels, 32) * p.bias_splits), dim3(kCopyThreads), 0,
                stream, a);
-  cuda::launch(kOp, finish_bias_kernel<T>, grid_of(divide_up(s.out_channels, kCopyThreads)), dim3(kCopyThreads), 0,
+  cuda::launch(kOp, finish_bias_kernel<T>, grid_of(divide_up(s.out_channels, kCopyThreads / 32)), dim3(kCopyThreads), 0,
                stream, static_cast<const float*>(a.parts), a.splits, a.channels, grad_bias.ptr<T>());
 }
 
@@ -222,8 +226,9 @@ void run(const BackwardPlan& p, const Parts& parts, const TensorView& grad_outpu
          const TensorView& weight, const TensorView& offset, const TensorView& mask,
          const DeformConv2dGradients& gradients, const CudaStream& stream) {
   const DeformConv2dShape& s = p.shape;
-  const bool tensor =
-      cuda::compute_capability(kOp, stream) >= 80 && (s.dtype != DType::kFloat32 || s.params.allow_tf32);
+  const Math math = cuda::compute_capability(kOp, stream) < 80          ? Math::kSimt
+                    : s.dtype != DType::kFloat32 || s.params.allow_tf32 ? Math::kTensor
+                                                                        : Math::kFloat32;
   const Geometry geometry = geometry_of(s, offset, mask);
   if (parts.pixels != nullptr) copy_map(x, p.run, p.padded_run, p.pixel_stride, parts.pixels, stream);
   if (parts.grads != nullptr) copy_map(grad_output, p.group_out, p.out_stride, p.grad_stride, parts.grads, stream);
@@ -237,9 +242,9 @@ void run(const BackwardPlan& p, const Parts& parts, const TensorView& grad_outpu
   }
   if (p.need_x || p.need_places) {
     copy_weight(p, weight, parts, stream);
-    run_data<T>(p, parts, geometry, pixels, grads, tensor, gradients, stream);
+    run_data<T>(p, parts, geometry, pixels, grads, math, gradients, stream);
   }
-  if (p.need_weight) run_weight<T>(p, parts, geometry, pixels, grads, tensor, gradients, stream);
+  if (p.need_weight) run_weight<T>(p, parts, geometry, pixels, grads, math, gradients, stream);
   if (p.need_bias) run_bias<T>(p, parts, grad_output, gradients.bias, stream);
 }
 

@@ -12,7 +12,10 @@
 
 namespace centermask::deform_cuda {
 
-enum class Math { kSimt, kTensor };  // kTensor with float: TF32
+// kTensor with float: TF32. kFloat32: all of float's precision on the tensor cores; each number is the sum of two of
+// TF32, the product the sum of three (that of the two small parts is below float's last bit). Tensor cores cut off what
+// does not fit when they add to a large sum; so their sums are kept short, and added up by ordinary additions.
+enum class Math { kSimt, kTensor, kFloat32 };
 
 // Kernels are empty for cards that cannot run them; the host does not launch them there.
 template <Math kMath>
@@ -37,6 +40,24 @@ __device__ __forceinline__ void mma<float>(float (&c)[4], const std::uint32_t (&
 template <class T>
 __device__ __forceinline__ void round_operand(std::uint32_t& bits) {
   if constexpr (sizeof(T) == 4) bits = cuda::to_tf32(__uint_as_float(bits));
+}
+
+// An operand in two parts.
+__device__ __forceinline__ void divide(std::uint32_t bits, std::uint32_t& high, std::uint32_t& low) {
+  high = cuda::to_tf32(__uint_as_float(bits));
+  low = __float_as_uint(__uint_as_float(bits) - __uint_as_float(high));
+}
+
+__device__ __forceinline__ void mma_float32(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                            std::uint32_t b1) {
+  std::uint32_t a_high[4], a_low[4], b_high[2], b_low[2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) divide(a[i], a_high[i], a_low[i]);
+  divide(b0, b_high[0], b_low[0]);
+  divide(b1, b_high[1], b_low[1]);
+  mma<float>(c, a_low, b_high);
+  mma<float>(c, a_high, b_low);
+  mma<float>(c, a_high, b_high);
 }
 
 template <class T>
@@ -83,6 +104,26 @@ __device__ __forceinline__ void multiply_data(const unsigned char* grads, const 
         mma<T>(sums[j][0], a, b0);
         mma<T>(sums[j][1], a, b1);
       }
+    }
+  } else if constexpr (kMath == Math::kFloat32) {
+    const int matrix = lane / 8, r = lane % 8;
+    const int row = 16 * warp + r + 8 * (matrix % 2);
+    const int channel = 4 * (r / 2) + r % 2 + 2 * (matrix / 2);
+    std::uint32_t a[4][4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) cuda::ldmatrix_x4(a[k], grads + grad_unit(row, 2 * k + matrix / 2));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float part[2][4] = {};
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        std::uint32_t b[4];
+        cuda::ldmatrix_x4(b, weights + weight_unit(16 * j + channel, 2 * k + matrix % 2));
+        mma_float32(part[0], a[k], b[0], b[1]);
+        mma_float32(part[1], a[k], b[2], b[3]);
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sums[j][i / 4][i % 4] += part[i / 4][i % 4];
     }
   } else {
     constexpr int kParts = static_cast<int>(4 / sizeof(T));  // fours in a unit
@@ -171,7 +212,7 @@ __device__ __forceinline__ void multiply_weight(const unsigned char* grads, int 
     const auto operand = [](const unsigned char* rows, int row_bytes, int position, int element) {
       return cuda::to_tf32(*position_element<T>(rows, row_bytes, position, element));
     };
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < kSlicePositions<T>; k += 8) {
       std::uint32_t b[4][2];
 #pragma unroll
@@ -188,6 +229,34 @@ __device__ __forceinline__ void multiply_weight(const unsigned char* grads, int 
         }
 #pragma unroll
         for (int j = 0; j < 4; ++j) mma<T>(sums[i][j], a, b[j]);
+      }
+    }
+  } else if constexpr (kMath == Math::kFloat32) {
+    const auto operand = [](const unsigned char* rows, int row_bytes, int position, int element) {
+      return __float_as_uint(*position_element<T>(rows, row_bytes, position, element));
+    };
+#pragma unroll 1
+    for (int k = 0; k < kSlicePositions<T>; k += 8) {
+      std::uint32_t b[4][2];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) b[j][h] = operand(samples, kSampleBytes, k + t + 4 * h, first_column + 8 * j + g);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        std::uint32_t a[4];
+#pragma unroll
+        for (int h = 0; h < 4; ++h) {
+          a[h] = operand(grads, grad_bytes, k + t + 4 * (h / 2), first_out + 16 * i + 8 * (h % 2) + g);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          float part[4] = {};
+          mma_float32(part, a, b[j][0], b[j][1]);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) sums[i][j][e] += part[e];
+        }
       }
     }
   } else {

@@ -82,7 +82,7 @@ void plan_weight(BackwardPlan& p) {
       least(least(kMostWeightSplits, divide_up(kWeightBlocks, blocks)), divide_up(p.positions, 8 * slice));
   p.positions_at_once = align_up(divide_up(p.positions, splits), slice);
   p.weight_splits = divide_up(p.positions, p.positions_at_once);
-  p.bias_at_once = most(2048, divide_up(p.positions, 256));
+  p.bias_at_once = most(512, divide_up(p.positions, 1024));
   p.bias_splits = divide_up(p.positions, p.bias_at_once);
 }
 

@@ -151,22 +151,21 @@ struct FinishWeight {
 
 template <class T>
 __global__ void __launch_bounds__(kCopyThreads) finish_weight_kernel(const FinishWeight a) {
+  // One value for each thread; neighbours have neighbouring channels, as the parts do.
   const std::int64_t i = std::int64_t{blockIdx.x} * kCopyThreads + threadIdx.x;
-  const std::int64_t pairs = static_cast<std::int64_t>(a.groups) * a.group_out * a.group_in;
-  if (i >= pairs) return;
-  const int channel = static_cast<int>(i % a.group_in);
-  const std::int64_t row = i / a.group_in, group = row / a.group_out, out = row % a.group_out;
+  const std::int64_t rows = static_cast<std::int64_t>(a.groups) * a.group_out * a.taps;
+  if (i >= rows * a.group_in) return;
+  const int channel = static_cast<int>(i % a.group_in), tap = static_cast<int>(i / a.group_in % a.taps);
+  const std::int64_t row = i / a.group_in / a.taps, group = row / a.group_out, out = row % a.group_out;
   const int chunk = channel / a.run * a.chunks_per_run + channel % a.run / 64, in_chunk = channel % a.run % 64;
   const std::int64_t part = static_cast<std::int64_t>(a.groups) * a.column_groups * a.group_out * 64;
-  for (int tap = 0; tap < a.taps; ++tap) {
-    const float* from =
-        a.parts +
-        ((group * a.column_groups + static_cast<std::int64_t>(chunk) * a.taps + tap) * a.group_out + out) * 64 +
-        in_chunk;
-    float sum = 0.0f;
-    for (int split = 0; split < a.splits; ++split) sum += from[split * part];
-    static_cast<T*>(a.to)[i * a.taps + tap] = from_float<T>(sum);
-  }
+  const float* from =
+      a.parts + ((group * a.column_groups + static_cast<std::int64_t>(chunk) * a.taps + tap) * a.group_out + out) * 64 +
+      in_chunk;
+  float sum = 0.0f;
+#pragma unroll 8
+  for (int split = 0; split < a.splits; ++split) sum += from[split * part];
+  static_cast<T*>(a.to)[(row * a.group_in + channel) * a.taps + tap] = from_float<T>(sum);
 }
 
 // ---- grad_offset and grad_mask, where the channels were split ----
@@ -196,40 +195,48 @@ static __global__ void __launch_bounds__(kCopyThreads) finish_places_kernel(cons
 
 // ---- grad_bias ----
 struct BiasSums {
-  Floats grad_output;
+  const void* grad_output;
+  std::int64_t stride[4];
   int positions, out_pixels, out_width, channels;
   int positions_at_once, splits;
   float* parts;  // [splits][channels]
 };
 
-// 32 channels and a part of the positions.
-static __global__ void __launch_bounds__(kCopyThreads) bias_parts_kernel(const BiasSums a) {
-  constexpr int kWarps = kCopyThreads / 32;
-  __shared__ float sums[32][33];
+// 32 channels and a part of the positions. Lanes go along what lies together in memory.
+template <class T>
+__global__ void __launch_bounds__(kCopyThreads) bias_parts_kernel(const BiasSums a) {
+  constexpr int kWarps = kCopyThreads / 32, kEach = 32 / kWarps;
+  __shared__ float sums[32][33];  // of a channel, in parts
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int first_channel = static_cast<int>(blockIdx.x) / a.splits * 32;
   const int split = static_cast<int>(blockIdx.x) % a.splits;
   const int first = split * a.positions_at_once, end = min(first + a.positions_at_once, a.positions);
-  const std::int64_t* stride = a.grad_output.stride;
-  const bool along_channels = stride[1] == 1;
-  // Lanes go along what lies together in memory; sums[channel][lane or warp].
-  float sum[32 / kWarps] = {};
-  for (int p = first + (along_channels ? warp : lane); p < end; p += along_channels ? kWarps : 32) {
+  const T* grads = static_cast<const T*>(a.grad_output);
+  const auto place_of = [&](int p) {
     const int n = p / a.out_pixels, place = p - n * a.out_pixels, row = place / a.out_width;
-    const std::int64_t at = n * stride[0] + row * stride[2] + (place - row * a.out_width) * stride[3];
+    return n * a.stride[0] + row * a.stride[2] + (place - row * a.out_width) * a.stride[3];
+  };
+  if (a.stride[1] == 1) {
+    float sum = 0.0f;
+    if (first_channel + lane < a.channels) {
+#pragma unroll 4
+      for (int p = first + warp; p < end; p += kWarps) sum += to_float(grads[place_of(p) + first_channel + lane]);
+    }
 #pragma unroll
-    for (int i = 0; i < 32 / kWarps; ++i) {
-      const int channel = first_channel + (along_channels ? lane : warp + kWarps * i);
-      if (channel < a.channels && (!along_channels || i == 0)) {
-        sum[i] += read_float(a.grad_output, at + channel * stride[1]);
+    for (int i = 0; i < kEach; ++i) sums[lane][warp * kEach + i] = i == 0 ? sum : 0.0f;
+  } else {
+    float sum[kEach] = {};
+#pragma unroll 2
+    for (int p = first + lane; p < end; p += 32) {
+      const std::int64_t at = place_of(p);
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int channel = first_channel + warp + kWarps * i;
+        if (channel < a.channels) sum[i] += to_float(grads[at + channel * a.stride[1]]);
       }
     }
-  }
 #pragma unroll
-  for (int i = 0; i < 32 / kWarps; ++i) {
-    // Along channels only the first eight columns mean something.
-    if (!along_channels) sums[warp + kWarps * i][lane] = sum[i];
-    if (along_channels) sums[lane][warp + kWarps * i] = i == 0 ? sum[0] : 0.0f;
+    for (int i = 0; i < kEach; ++i) sums[warp + kWarps * i][lane] = sum[i];
   }
   __syncthreads();
   if (warp == 0 && first_channel + lane < a.channels) {
@@ -239,14 +246,18 @@ static __global__ void __launch_bounds__(kCopyThreads) bias_parts_kernel(const B
   }
 }
 
+// A warp for each channel.
 template <class T>
 __global__ void __launch_bounds__(kCopyThreads)
     finish_bias_kernel(const float* parts, int splits, int channels, T* to) {
-  const int channel = static_cast<int>(blockIdx.x * kCopyThreads + threadIdx.x);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int channel = static_cast<int>(blockIdx.x * (kCopyThreads / 32) + threadIdx.x / 32);
   if (channel >= channels) return;
   float sum = 0.0f;
-  for (int split = 0; split < splits; ++split) sum += parts[static_cast<std::int64_t>(split) * channels + channel];
-  to[channel] = from_float<T>(sum);
+  for (int split = lane; split < splits; split += 32)
+    sum += parts[static_cast<std::int64_t>(split) * channels + channel];
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  if (lane == 0) to[channel] = from_float<T>(sum);
 }
 
 }  // namespace centermask::deform_cuda

@@ -90,15 +90,15 @@ struct MmaFloat32 : Float32 {
 };
 
 template <class Type>
-__device__ __forceinline__ uint4 sample(Type type, const Neighbours& n) {
+__device__ __forceinline__ uint4 sample(Type type, const Neighbours& n, const float4& weights) {
   float values[Type::kElements];
-  blend(type, n, values);
+  blend(type, n, weights, values);
   return Type::operand(values);
 }
 #if defined(CENTERMASK_TUNING)
-__device__ __forceinline__ uint4 sample(MmaFloat16HalfBlend, const Neighbours& n) {
-  const __half2 weights[4] = {__float2half2_rn(n.weights.x), __float2half2_rn(n.weights.y),
-                              __float2half2_rn(n.weights.z), __float2half2_rn(n.weights.w)};
+__device__ __forceinline__ uint4 sample(MmaFloat16HalfBlend, const Neighbours& n, const float4& places) {
+  const __half2 weights[4] = {__float2half2_rn(places.x), __float2half2_rn(places.y), __float2half2_rn(places.z),
+                              __float2half2_rn(places.w)};
   unsigned result[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -132,11 +132,10 @@ __device__ __forceinline__ int sample_at(int row, int vector) {
 // A part of K's sums into the workspace. Lane 4*g + t holds channels g and g+8 and positions 2t and 2t+1 of each 16 x 8
 // tile.
 template <int kM, int kN, int kWarpsM, int kWarpsN>
-__device__ __forceinline__ void write_partial(const Arguments& a, const Work& work,
+__device__ __forceinline__ void write_partial(const Arguments& a, const Work& work, int warp_m, int warp_n,
                                               const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4]) {
   constexpr int kTilesM = kM / kWarpsM / 8, kTilesN = kN / kWarpsN / 16;
-  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM;
+  const int lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
   for (int m = 0; m < kTilesM; ++m) {
 #pragma unroll
@@ -161,7 +160,7 @@ __device__ __forceinline__ void write_partial(const Arguments& a, const Work& wo
 // channels-last.
 template <class V, int kM, int kN, int kWarpsM, int kWarpsN, int kBytes>
 __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig& config, std::int64_t tile, int group,
-                                           int out_block, unsigned char* memory,
+                                           int out_block, unsigned char* memory, int warp_m, int warp_n,
                                            const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4]) {
   constexpr int kThreads = 32 * kWarpsM * kWarpsN;
   constexpr int kTilesM = kM / kWarpsM / 8, kTilesN = kN / kWarpsN / 16;
@@ -174,8 +173,6 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
                 "a pass fits");
   V* const staged = reinterpret_cast<V*>(memory);
   const int thread = static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.x % 32);
-  const int warp = static_cast<int>(threadIdx.x / 32);
-  const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM;
   const int channel_end = a.group_out - out_block * kN;  // columns that exist
 #pragma unroll
   for (int pass = 0; pass < kPasses; ++pass) {
@@ -295,7 +292,8 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
   };
   const auto gather_one = [&](int i, Neighbours& n) { gather(a, places, entry + i * kRowStep, pixels, n); };
   const auto write_one = [&](int i, int to, const Neighbours& n) {
-    *reinterpret_cast<uint4*>(my_samples + to * kABytes + i * (kRowStep / 8) * kRowsBytes) = sample(Type(), n);
+    *reinterpret_cast<uint4*>(my_samples + to * kABytes + i * (kRowStep / 8) * kRowsBytes) =
+        sample(Type(), n, places.weights[entry + i * kRowStep]);
   };
 
   load_weights(0);
@@ -377,10 +375,10 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
 
   const Work done(a, cuda::computed_here(blockIdx.x));
   if (a.partial != nullptr) {
-    write_partial<kM, kN, kWarpsM, kWarpsN>(a, done, sums);
+    write_partial<kM, kN, kWarpsM, kWarpsN>(a, done, warp_m, warp_n, sums);
   } else {
     write_tile<V, kM, kN, kWarpsM, kWarpsN, 2 * (kABytes + kBBytes)>(a, kTile, done.tile, done.group, done.out_block,
-                                                                     memory, sums);
+                                                                     memory, warp_m, warp_n, sums);
   }
 }
 

@@ -60,14 +60,15 @@ struct PackArguments {
   std::int32_t group_out, out_blocks, columns;
   std::int32_t segments, segment_channels, chunks, taps, table_taps, kernel_w;
   std::int32_t channels_inside;  // in memory the weight's channels follow each other, not its taps
-  std::int32_t tf32;             // round float32 to it
+  std::int32_t taps_at_once;
+  std::int32_t tf32;  // round float32 to it
   Kernel kernel;
 };
 
-// A block packs 16 out channels of a tile for one chunk of channels and all taps, through shared memory: neighbours in
-// the weight are taps, or channels, while a packed vector has channels of one tap, in the order that forward_mma.cuh
-// and cuda/wgmma.h describe. For SIMT a tile is [channel of the chunk][column].
-constexpr int kPackRows = 16, kPackTaps = 9;  // as many taps at once
+// A block packs 16 out channels of a tile for one chunk of channels and some or all taps, through shared memory:
+// neighbours in the weight are taps, or channels, while a packed vector has channels of one tap, in the order that
+// forward_mma.cuh and cuda/wgmma.h describe. For SIMT a tile is [channel of the chunk][column].
+constexpr int kPackRows = 16, kPackTaps = 9;  // at most so many taps at once
 template <class V>
 __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArguments a) {
   constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V)), kDepth = kChunkVectors * kElements;
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
   constexpr int kVectors = kPackRows * kChunkVectors;
   __shared__ V values[kPackRows * kPitch];  // [row][channel][tap]
   const int thread = static_cast<int>(threadIdx.x);
-  if (blockIdx.x == 0 && thread == 0) static_cast<uint4*>(a.to)[a.zeros] = make_uint4(0, 0, 0, 0);
+  if (blockIdx.x == 0 && blockIdx.y == 0 && thread == 0) static_cast<uint4*>(a.to)[a.zeros] = make_uint4(0, 0, 0, 0);
 
   const int row_blocks = a.columns / kPackRows, all_chunks = a.segments * a.chunks;
   std::int64_t block = blockIdx.x;
@@ -87,9 +88,11 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
   const std::int64_t group = group_block / a.out_blocks;
   const int first_out = static_cast<int>(group_block - group * a.out_blocks) * a.columns + row_block * kPackRows;
 
-  for (int first_tap = 0; first_tap < a.taps; first_tap += kPackTaps) {
-    const int taps = min(kPackTaps, a.taps - first_tap);
+  for (int first_tap = static_cast<int>(blockIdx.y) * a.taps_at_once; first_tap < a.taps;
+       first_tap += static_cast<int>(gridDim.y) * a.taps_at_once) {
+    const int taps = min(a.taps_at_once, a.taps - first_tap);
     __syncthreads();
+#pragma unroll 4
     for (int i = thread; i < kPackRows * kDepth * taps; i += kPrepareThreads) {
       const int row = i / (kDepth * taps), inside = i - row * (kDepth * taps);
       const int k = a.channels_inside != 0 ? inside % kDepth : inside / taps;

@@ -246,14 +246,12 @@ __device__ __forceinline__ void find_places(const Arguments& a, const TileConfig
 // The four neighbours of one vector of channels.
 struct Neighbours {
   uint4 pixel[4];
-  float4 weights;
 };
 
 // `pixels`: the vector of the first pixel of x, or null where there is none (past the end of the segment).
 __device__ __forceinline__ void gather(const Arguments& a, const Places& places, int entry, const uint4* pixels,
                                        Neighbours& n) {
   const int2 index = places.index[entry];
-  n.weights = places.weights[entry];
   // Not a branch, so that loads and products can be mixed: samples outside read zeros.
   const bool inside = pixels != nullptr && index.x >= 0;
   const uint4* const top = inside ? pixels + index.x : a.zeros;
@@ -265,14 +263,16 @@ __device__ __forceinline__ void gather(const Arguments& a, const Places& places,
   n.pixel[3] = __ldg(bottom + right);
 }
 
+// `weights`: the table's, read late, so that they hold no registers while the loads are under way.
 template <class Type>
-__device__ __forceinline__ void blend(Type type, const Neighbours& n, float (&values)[Type::kElements]) {
+__device__ __forceinline__ void blend(Type type, const Neighbours& n, const float4& weights,
+                                      float (&values)[Type::kElements]) {
 #pragma unroll
   for (int i = 0; i < Type::kElements; ++i) values[i] = 0;
-  add_scaled(type, n.pixel[0], n.weights.x, values);
-  add_scaled(type, n.pixel[1], n.weights.y, values);
-  add_scaled(type, n.pixel[2], n.weights.z, values);
-  add_scaled(type, n.pixel[3], n.weights.w, values);
+  add_scaled(type, n.pixel[0], weights.x, values);
+  add_scaled(type, n.pixel[1], weights.y, values);
+  add_scaled(type, n.pixel[2], weights.z, values);
+  add_scaled(type, n.pixel[3], weights.w, values);
 }
 
 // ---- results ----

@@ -2,6 +2,7 @@
 // and the same samples as forward_mma.cuh; the products are register blocks of fused multiply-adds.
 #pragma once
 
+#include "cuda/mma.h"
 #include "deform_conv2d/forward_sampling.cuh"
 
 namespace centermask::deform_forward {
@@ -11,7 +12,7 @@ constexpr int kSimtThreads = 256;
 
 // Both operands are held in float, k by k: samples [k][kM + 4], weights [k][kN].
 template <class Type, int kM, int kN>
-__global__ void __launch_bounds__(kSimtThreads) forward_simt(const Arguments a) {
+__global__ void __launch_bounds__(kSimtThreads, 2) forward_simt(const Arguments a) {
   constexpr int kElements = Type::kElements;
   constexpr int kVectorsAtOnce = 32 / kElements;  // K advances by 32 channels
   constexpr int kDepth = 32;
@@ -42,11 +43,12 @@ __global__ void __launch_bounds__(kSimtThreads) forward_simt(const Arguments a) 
   bool fill = true;
   for (std::int64_t step = first_step; step < end_step; ++step) {
     if (fill) {
-      find_places<V, kM, kSimtThreads, 2>(a, kTile, work.tile, at, places);
+      find_places<V, kM, kSimtThreads, 1>(a, kTile, Work(a, cuda::computed_here(blockIdx.x)).tile, at, places);
       __syncthreads();
     }
     // A chunk has 8 vectors: for half precision two rounds of 32 channels.
     for (int first = 0; first < kChunkVectors; first += kVectorsAtOnce) {
+#pragma unroll 1
       for (int i = thread; i < kM * kVectorsAtOnce; i += kSimtThreads) {
         const int row = i / kVectorsAtOnce, v = i % kVectorsAtOnce;
         const int vector = at.chunk * kChunkVectors + first + v;
@@ -56,12 +58,13 @@ __global__ void __launch_bounds__(kSimtThreads) forward_simt(const Arguments a) 
                                           : nullptr,
                n);
         float values[kElements];
-        blend(Type(), n, values);
+        blend(Type(), n, places.weights[at.tap * kM + row], values);
 #pragma unroll
         for (int e = 0; e < kElements; ++e) samples[(v * kElements + e) * kPitch + row] = values[e];
       }
       const V* from = static_cast<const V*>(a.packed) +
                       ((work.group_block * a.steps + step) * kChunkVectors + first) * kElements * kN;
+#pragma unroll 4
       for (int i = thread; i < kDepth * kN; i += kSimtThreads) weights[i] = to_float(from[i]);
       __syncthreads();
 #pragma unroll 4

@@ -10,26 +10,31 @@ namespace {
 
 constexpr int kWgmmaPositions = 128;
 
-__device__ __forceinline__ void wgmma(const MmaFloat16&, float (&d)[16][4], const void* a, const void* b, int k) {
-  cuda::wgmma_m64n128_f16(d, a, b, k);
+template <int kTiles>
+__device__ __forceinline__ void wgmma(const MmaFloat16&, float (&d)[kTiles][4], const void* a, const void* b, int k) {
+  cuda::wgmma_f16(d, a, b, k);
 }
-__device__ __forceinline__ void wgmma(const MmaBFloat16&, float (&d)[16][4], const void* a, const void* b, int k) {
-  cuda::wgmma_m64n128_bf16(d, a, b, k);
+template <int kTiles>
+__device__ __forceinline__ void wgmma(const MmaBFloat16&, float (&d)[kTiles][4], const void* a, const void* b, int k) {
+  cuda::wgmma_bf16(d, a, b, k);
 }
-__device__ __forceinline__ void wgmma(const MmaTf32&, float (&d)[16][4], const void* a, const void* b, int k) {
-  cuda::wgmma_m64n128_tf32(d, a, b, k);
+template <int kTiles>
+__device__ __forceinline__ void wgmma(const MmaTf32&, float (&d)[kTiles][4], const void* a, const void* b, int k) {
+  cuda::wgmma_tf32(d, a, b, k);
 }
 
-// A tile of 128 positions x kN out channels, 64 of them to a warpgroup.
-template <class Type, int kN, int kBlocks>
-__global__ void __launch_bounds__(kN / 64 * 128, kBlocks) forward_wgmma(const Arguments a) {
-  constexpr int kM = kWgmmaPositions, kThreads = kN / 64 * 128, kWarps = kThreads / 32;
+// A tile of 128 positions x kN out channels. A warpgroup has 64 channels, and all positions or half of them (kSides =
+// 2).
+template <class Type, int kN, int kSides, int kBlocks>
+__global__ void __launch_bounds__(kN / 64 * kSides * 128, kBlocks) forward_wgmma(const Arguments a) {
+  constexpr int kM = kWgmmaPositions, kThreads = kN / 64 * kSides * 128, kWarpsN = kN / 16;
   constexpr int kABytes = kM * kChunkBytes, kBBytes = kN * kChunkBytes;
   constexpr int kVectors = kM * kChunkVectors / kThreads;  // that a thread samples in a step
   constexpr int kAtOnce = kVectors < 2 ? kVectors : 2;     // of them, loads under way together
   constexpr int kRowStep = kThreads / kChunkVectors;
+  constexpr int kTilesM = kM / kSides / 8;
   using V = typename Type::Value;
-  constexpr TileConfig kTile = {kM, kN, 1, kWarps, kBlocks};
+  constexpr TileConfig kTile = {kM, kN, kSides, kWarpsN, kBlocks};
 
   CENTERMASK_DYNAMIC_SHARED(unaligned);
   unsigned char* const memory = cuda::align_for_swizzle(unaligned);
@@ -38,13 +43,15 @@ __global__ void __launch_bounds__(kN / 64 * 128, kBlocks) forward_wgmma(const Ar
   const Places places(memory + 2 * (kABytes + kBBytes), a.table_taps, kM);
 
   const int thread = static_cast<int>(threadIdx.x);
+  const int warp_m = static_cast<int>(threadIdx.x / 128) % kSides;
+  const int warp_n = static_cast<int>(threadIdx.x / 128) / kSides * 4 + static_cast<int>(threadIdx.x % 128 / 32);
   const Work work(a, blockIdx.x);
   const std::int64_t first_step = a.steps * blockIdx.y / a.splits;
   int steps_left = static_cast<int>(a.steps * (blockIdx.y + 1) / a.splits - first_step);
 
-  float sums[1][16][4];
+  float sums[1][kTilesM][4];
 #pragma unroll
-  for (int j = 0; j < 16; ++j) sums[0][j][0] = sums[0][j][1] = sums[0][j][2] = sums[0][j][3] = 0;
+  for (int j = 0; j < kTilesM; ++j) sums[0][j][0] = sums[0][j][1] = sums[0][j][2] = sums[0][j][3] = 0;
 
   Cursor next(a, work.group, first_step);
   find_places<V, kM, kThreads, 5>(a, kTile, work.tile, next, places);
@@ -76,7 +83,7 @@ __global__ void __launch_bounds__(kN / 64 * 128, kBlocks) forward_wgmma(const Ar
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         *reinterpret_cast<uint4*>(my_samples + stage * kABytes + (first + i) * kRowStep * kChunkBytes) =
-            sample(Type(), neighbours[i]);
+            sample(Type(), neighbours[i], places.weights[entry + (first + i) * kRowStep]);
       }
     }
   };
@@ -94,8 +101,8 @@ __global__ void __launch_bounds__(kN / 64 * 128, kBlocks) forward_wgmma(const Ar
     cuda::cp_async_wait<0>();
     cuda::publish_to_async();
     __syncthreads();  // this step's operands are there; the last one's products are done
-    const unsigned char* const left = weights + stage * kBBytes + thread / 128 * 64 * kChunkBytes;
-    const unsigned char* const right = samples + stage * kABytes;
+    const unsigned char* const left = weights + stage * kBBytes + thread / 128 / kSides * 64 * kChunkBytes;
+    const unsigned char* const right = samples + stage * kABytes + warp_m * (kABytes / kSides);
     cuda::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k) wgmma(Type(), sums[0], left, right, k);
@@ -110,10 +117,10 @@ __global__ void __launch_bounds__(kN / 64 * 128, kBlocks) forward_wgmma(const Ar
 
   const Work done(a, cuda::computed_here(blockIdx.x));
   if (a.partial != nullptr) {
-    write_partial<kM, kN, 1, kWarps>(a, done, sums);
+    write_partial<kM, kN, kSides, kWarpsN>(a, done, warp_m, warp_n, sums);
   } else {
-    write_tile<V, kM, kN, 1, kWarps, 2 * (kABytes + kBBytes)>(a, kTile, done.tile, done.group, done.out_block, memory,
-                                                              sums);
+    write_tile<V, kM, kN, kSides, kWarpsN, 2 * (kABytes + kBBytes)>(a, kTile, done.tile, done.group, done.out_block,
+                                                                    memory, warp_m, warp_n, sums);
   }
 }
 

@@ -1,8 +1,7 @@
-"""Reading one COCO-style folder: what is usable becomes records, what is not is reported and left out."""
+"""Reading one split of a data set: what is usable becomes records, what is not is reported and left out."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,14 +15,15 @@ from PIL import Image
 
 from centermask import _image_file, ops
 from centermask.training.coco_masks import BadMask, Bitmap, extent, read_rings, read_rle, ring_area
+from centermask.training.layouts import DataError, Split, find_split, find_splits, held_out, part_of, read_document
+from centermask.training.yolo import scaled
 
 EXIF_ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)
 """The EXIF orientations that exchange width and height."""
 
 
-class DataError(ValueError):
-    """A data set that cannot be used at all; the message names the file and the cause."""
+__all__ = ["Annotation", "CocoFile", "DataError", "ImageRecord", "Problem", "has_split", "read_json", "read_records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,47 +97,69 @@ class ImageRecord:
 
 @dataclass
 class CocoFile:
-    """A checked JSON file: the three lists of COCO, and the names of its categories.
+    """A checked split, whatever its layout: the three lists of COCO, and the names of its categories.
 
     Attributes:
-        path: The JSON file.
-        folder: The folder that holds it, and the pictures below.
-        images: The JSON rows.
-        annotations: The JSON rows.
+        split: Where it lies.
+        images: The rows.
+        annotations: The rows.
         categories: Category id -> name, in the file's order.
         problems: What was found wrong so far.
+        note: What was done about a val split that is not there.
     """
 
-    path: Path
-    folder: Path
+    split: Split
     images: list[Any]
     annotations: list[Any]
     categories: dict[int, str]
     problems: list[Problem] = field(default_factory=list)
+    note: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The JSON file, or `data.yaml`."""
+        return self.split.path
+
+    @property
+    def folder(self) -> Path:
+        """The data set's folder."""
+        return self.split.folder
 
 
-def read_json(folder: Path, split: str) -> CocoFile:
-    """Opens `<folder>/<split>.json` and checks that it is COCO.
+def has_split(folder: Path, split: str) -> bool:
+    """Whether a data set comes with this split.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    return split in find_splits(folder)
+
+
+def read_json(folder: Path, split: str, *, make_val: bool = False) -> CocoFile:
+    """Reads one split of a data set in any of the layouts that `layouts.find_splits` knows, and checks its form.
+
+    Args:
+        folder: The data set.
+        split: `train`, `val`, ..., or the name of a JSON file.
+        make_val: Where there is no `val`, a part of `train` stands in for it (see `layouts.held_out`), and `train` is
+            the rest.
 
     Raises:
         DataError: No such folder or file, not JSON, or not of COCO's form; the message says which.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
-    path = folder / f"{split}.json"
-    if not path.is_file():
-        others = sorted(p.stem for p in folder.glob("*.json"))
-        raise DataError(f"{path}: no such file; splits in this folder: {', '.join(others) or 'none'}")
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not COCO: expected an object, got {type(content).__name__}")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            raise DataError(f"{path}: not COCO: expected a list named {key!r}, got {type(content.get(key)).__name__}")
-    file = CocoFile(path, folder, content["images"], content["annotations"], {})
+    splits = find_splits(folder)
+    made = make_val and split in ("train", "val") and "val" not in splits and "train" in splits
+    source = find_split(folder, "train" if made else split)
+    content = read_document(source)
+    path = source.path
+    note = None
+    if made:
+        keys = held_out(content["images"], content["annotations"])
+        if not keys:
+            raise DataError(f"{path}: it has no val split, and too few pictures to hold some out")
+        note = f"{path}: no val split: {len(keys)} of its {len(content['images'])} pictures are held out as val"
+        content = part_of(content, keys, inside=split == "val")
+    file = CocoFile(source, content["images"], content["annotations"], {}, note=note)
     for row in content["categories"]:
         if not isinstance(row, dict) or not isinstance(row.get("id"), int):
             raise DataError(f"{path}: not COCO: a category needs an integer id, got {row!r:.80}")
@@ -196,7 +218,7 @@ def read_records(
         if label is None:
             continue
         _, width, height, _ = images[key]
-        annotation = _read_annotation(file, row, label, width, height)
+        annotation = _read_annotation(file, scaled(row, width, height), label, width, height)
         if annotation is not None:
             by_image[key].append(annotation)
 
@@ -235,15 +257,13 @@ def _check_images(file: CocoFile) -> dict[object, tuple[Path, int, int, bool]]:
         if key in images:
             file.problems.append(Problem(str(file.path), f"image id {row['id']!r} is given twice; the first is kept"))
             continue
-        path = file.folder / "images" / row["file_name"]
         try:
+            path = file.split.picture(row["file_name"])
             if not path.is_file():
-                path = file.folder / row["file_name"]
-            if not path.is_file():
-                missing = file.folder / "images" / row["file_name"]
-                file.problems.append(Problem(str(missing), "no such picture"))
+                file.problems.append(Problem(str(path), "no such picture"))
                 continue
         except OSError as error:  # a name that is too long, a folder that may not be entered
+            path = file.split.places[-1] / row["file_name"]
             file.problems.append(Problem(str(path), f"cannot be opened: {error.strerror}"))
             continue
         try:

@@ -1,4 +1,4 @@
-"""Data sets for training and evaluation: COCO-style folders, joined by class name."""
+"""Data sets for training and evaluation: folders in any of the known layouts, joined by class name."""
 
 from __future__ import annotations
 
@@ -149,18 +149,20 @@ def load_datasets(
     classes: Sequence[str] | None = None,
     cache: bool | int = False,
     max_side: int | None = None,
+    make_val: bool = False,
 ) -> CocoDataset:
-    """Reads `<path>/<split>.json` of each path and joins them by class name.
+    """Reads one split of each path and joins them by class name.
 
     A picture that occurs in several of the sets occurs as often in the result, each time with its own set's
     annotations and known classes. What cannot be used is left out, listed in `problems` and logged once.
 
     Args:
-        paths: Folders with `<split>.json` and `images/`.
-        split: Name of the JSON file, such as `train`.
+        paths: Data sets, each in any of the layouts of `layouts.find_splits`.
+        split: `train`, `val`, ..., or the name of a JSON file.
         classes: The wanted classes, in the order of the labels; None takes all, in order of first appearance.
         cache: Bytes, see `CocoDataset`; True allows half of the memory that is free now.
         max_side: See `CocoDataset`.
+        make_val: See `coco_reader.read_json`.
 
     Raises:
         DataError: A folder or file is missing or not COCO, a wanted class is in none of the sets, or no picture is
@@ -168,7 +170,9 @@ def load_datasets(
     """
     if not paths:
         raise DataError("load_datasets: no folder given")
-    files = [read_json(Path(path), split) for path in paths]
+    files = [read_json(Path(path), split, make_val=make_val) for path in paths]
+    for note in filter(None, (file.note for file in files)):
+        _log.warning("%s", note)
     known = list(dict.fromkeys(name for file in files for name in file.categories.values()))
     names = known if classes is None else list(classes)
     unknown = [name for name in names if name not in known]

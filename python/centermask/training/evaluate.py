@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from centermask.coco import IouType, check_results, evaluate_coco, read_results
 from centermask.predictor import Predictor, model_path
+from centermask.report.evidence import Evidence
 from centermask.session import Device
 from centermask.training.coco_reader import read_json
 from centermask.training.data import CocoDataset, DataError, load_datasets
@@ -33,19 +34,21 @@ class Figures:
         values: As `evaluate_coco` gives them: `box_ap`, ..., `mask_ap`, ..., `per_class`, `images`, `max_dets`.
         latency_ms: Median time of a prediction from the array in memory; None for a result file.
         notes: What was left out, in words.
+        evidence: What a report is made from.
     """
 
     values: Mapping[str, Any]
     latency_ms: float | None
     notes: tuple[str, ...] = ()
+    evidence: Evidence | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """`values` and `latency_ms`, plain."""
-        return {**self.values, "latency_ms": self.latency_ms}
+        """`values` but for the curves, and `latency_ms`, plain."""
+        return {**{k: v for k, v in self.values.items() if k != "curves"}, "latency_ms": self.latency_ms}
 
     def table(self) -> str:
         """For people: overall figures and a line for each class."""
-        kinds = [kind for kind in ("box", "mask") if f"{kind}_ap" in self.values]
+        kinds = [kind for kind in ("box", "mask", "boundary") if f"{kind}_ap" in self.values]
         columns = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
         lines = [f"{'':<24}" + "".join(f"{column:>10}" for column in columns)]
         for kind in kinds:
@@ -68,7 +71,12 @@ def _cell(value: float | None) -> str:
 
 
 def evaluate(
-    predictor: Predictor, dataset: CocoDataset, *, protocol: EvalProtocol | None = None, progress: bool = False
+    predictor: Predictor,
+    dataset: CocoDataset,
+    *,
+    protocol: EvalProtocol | None = None,
+    progress: bool = False,
+    boundary: bool = False,
 ) -> tuple[Figures, list[str]]:
     """Predicts on every picture of a data set and compares.
 
@@ -80,6 +88,7 @@ def evaluate(
         dataset: Its classes must all be known to the model.
         protocol: Its rounding is applied here; the rest is the predictor's.
         progress: Show a progress line on stderr.
+        boundary: Add boundary AP.
 
     Returns:
         The figures, and a message for each picture that could not be read (those count as absent).
@@ -94,7 +103,8 @@ def evaluate(
     to_data = np.array([dataset.class_names.index(name) if name in dataset.class_names else -1 for name in names])
     protocol = protocol or EvalProtocol()
     results: list[dict[str, Any]] = []
-    seconds, failures, done = [], [], set()
+    seconds: dict[str, list[float]] = {"preprocess": [], "network": [], "masks": []}
+    failures, done = [], set()
     for number, record in enumerate(dataset.records):
         try:
             image = dataset.image(number)
@@ -102,7 +112,8 @@ def evaluate(
             failures.append(str(error))
             continue
         found = predictor(image, color="rgb")
-        seconds.append(predictor.timing.total)
+        for step, values in seconds.items():
+            values.append(getattr(predictor.timing, step))
         done.add(record.image_id)
         labels = to_data[found.labels]
         known = np.flatnonzero(labels >= 0)
@@ -113,18 +124,29 @@ def evaluate(
     if progress:
         print(file=sys.stderr)
     kinds: tuple[IouType, ...] = ("bbox",) if predictor.info.mask_head == "none" else ("bbox", "segm")
-    return Figures(_compare(dataset, results, kinds, done), 1e3 * median(seconds) if seconds else None), failures
+    if boundary and "segm" in kinds:
+        kinds = (*kinds, "boundary")
+    totals = np.sum([*seconds.values()], axis=0)
+    evidence = replace(_evidence(dataset, results, kinds, done), seconds=seconds)
+    return Figures(_compare(evidence, kinds), 1e3 * median(totals) if len(totals) else None, (), evidence), failures
 
 
-def _compare(
+def _evidence(
     dataset: CocoDataset, results: list[dict[str, Any]], kinds: Sequence[IouType], images: set[int]
-) -> dict[str, Any]:
+) -> Evidence:
     truth = dataset.ground_truth()
     truth["images"] = [row for row in truth["images"] if row["id"] in images]
     truth["annotations"] = [row for row in truth["annotations"] if row["image_id"] in images]
     ids = np.array(dataset.category_ids)
     labelled = {record.image_id: set(ids[record.known_classes].tolist()) for record in dataset.records}
-    return evaluate_coco(truth, results, iou_types=kinds, known_categories=labelled)
+    positions = {record.image_id: position for position, record in enumerate(dataset.records)}
+    return Evidence(truth, results, labelled, "segm" in kinds, lambda key: dataset.image(positions[key]))
+
+
+def _compare(evidence: Evidence, kinds: Sequence[IouType]) -> dict[str, Any]:
+    return evaluate_coco(
+        evidence.truth, evidence.results, iou_types=kinds, known_categories=evidence.known, curves=True
+    )
 
 
 def evaluate_model(model: CenterMask, dataset: CocoDataset) -> dict[str, Any]:
@@ -160,9 +182,12 @@ def evaluate_file(
     Raises:
         ValueError: Model and data have no class in common, or a file is not what it should be.
     """
-    labelled = list(dict.fromkeys(read_json(data, split).categories.values()))
+    source = read_json(data, split, make_val=True)
+    labelled = list(dict.fromkeys(source.categories.values()))
+    notes = [source.note] if source.note else []
     if Path(model).suffix.lower() == ".json":
-        return _evaluate_results(Path(model), load_datasets([data], split)), []
+        dataset = load_datasets([data], split, make_val=True)
+        return _titled(_evaluate_results(Path(model), dataset), model, data, split, notes), []
     protocol = protocol or EvalProtocol()
     predictor = _load(model, device, threads, protocol)
     common = [name for name in labelled if name in predictor.info.class_names]
@@ -170,8 +195,7 @@ def evaluate_file(
         raise ValueError(
             f"{model} knows {list(predictor.info.class_names)}, {data} labels {labelled}: no class in common"
         )
-    dataset = load_datasets([data], split, classes=common)
-    notes = []
+    dataset = load_datasets([data], split, classes=common, make_val=True)
     for names, other, who in (
         (labelled, predictor.info.class_names, "data"),
         (predictor.info.class_names, labelled, "model"),
@@ -179,14 +203,21 @@ def evaluate_file(
         left_out = [name for name in names if name not in other]
         if left_out:
             notes.append(f"classes that only the {who} knows are left out: {', '.join(left_out)}")
-    figures, unreadable = evaluate(predictor, dataset, protocol=protocol, progress=sys.stderr.isatty())
+    figures, unreadable = evaluate(predictor, dataset, protocol=protocol, progress=sys.stderr.isatty(), boundary=True)
     # Reading has already left out what is missing or damaged; what is wrong with the JSON itself bears its name.
     failures = [str(problem) for problem in dataset.problems if not problem.file.endswith(".json")] + unreadable
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:
         notes.append(f"{len(failures)} pictures could not be read and do not count")
-    return Figures(figures.values, figures.latency_ms, tuple(notes)), failures
+    return _titled(figures, model, data, split, notes), failures
+
+
+def _titled(figures: Figures, model: str, data: Path, split: str, notes: Sequence[str]) -> Figures:
+    """With the notes, and what a report is called."""
+    assert figures.evidence is not None
+    title = f"{Path(model).name} on {data.resolve().name}, {split}"
+    return replace(figures, notes=(*figures.notes, *notes), evidence=replace(figures.evidence, title=title))
 
 
 def _load(model: str, device: Device, threads: int | None, protocol: EvalProtocol) -> Predictor:
@@ -229,7 +260,10 @@ def _evaluate_results(path: Path, dataset: CocoDataset) -> Figures:
         raise ValueError(f"{path}: no result is of a picture and a class of this data set")
     keys: tuple[tuple[IouType, str], ...] = (("bbox", "bbox"), ("segm", "segmentation"))
     kinds = [kind for kind, key in keys if all(key in row for row in kept)]
-    return Figures(_compare(dataset, kept, kinds, images), None, tuple(notes))
+    if "segm" in kinds:
+        kinds.append("boundary")
+    evidence = _evidence(dataset, kept, kinds, images)
+    return Figures(_compare(evidence, kinds), None, tuple(notes), evidence)
 
 
 def _matched_by_name(

@@ -27,12 +27,12 @@ from centermask.training.checkpoint import (
     save_checkpoint,
     slim_checkpoint,
 )
-from centermask.training.coco_reader import read_json
 from centermask.training.data import CocoDataset, load_datasets, repeat_factors
 from centermask.training.loader import TrainBatch, make_loader
 from centermask.training.mixing import MixOptions
 from centermask.training.objective import LossTask, Objective, default_model_config, first_bad_layer, started_from
 from centermask.training.settings import TrainConfig
+from centermask.training.val_split import load_val, must_be_made
 
 logger = logging.getLogger(__name__)
 
@@ -51,19 +51,19 @@ def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> f
 
 
 def parameter_groups(objective: Objective, config: TrainConfig, rate: float) -> list[dict[str, Any]]:
-    """Weights with decay; norms and biases without; each split by whether it belongs to the backbone."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """Weights with decay; norms and biases without; each split by whose rate it learns at."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:
-            key = (name.startswith("model.backbone."), parameter.ndim > 1)
-            groups.setdefault(key, []).append(parameter)
+            share = config.backbone_rate if name.startswith("model.backbone.") else 1.0
+            if ".conv_offset." in name:
+                # Adam moves each of their thousands of weights by the whole rate from the first step on, however small
+                # the gradient is: the samples would be pixels away before the neck has learned anything.
+                share = config.offset_rate
+            groups.setdefault((share, parameter.ndim > 1), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": rate * (config.backbone_rate if in_backbone else 1.0),
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (in_backbone, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        {"params": parameters, "lr": rate * share, "weight_decay": config.weight_decay if decays else 0.0}
+        for (share, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
@@ -121,10 +121,15 @@ class Trainer:
         # Crops magnify a picture by at most 1 / scale[0]: more pixels than that are never seen.
         max_side = math.ceil(config.size / config.scale[0])
         folders = [Path(p) for p in config.data]
-        self.data = load_datasets(folders, "train", classes=classes, cache=config.cache, max_side=max_side)
+        split = config.val_split if evaluate is not None else ""
+        make_val = must_be_made(folders, split)
+        self.data = load_datasets(
+            folders, "train", classes=classes, cache=config.cache, max_side=max_side, make_val=make_val
+        )
         if config.cache:
             self.data.fill_cache()
-        self.val = self._load_val()
+        names = self.data.class_names
+        self.val = load_val(folders, split, names, all_classes=not classes, make_val=make_val) if split else None
         model_config = default_model_config(config, tuple(self.data.class_names), tuple(self.data.category_ids))
         if config.init_from or config.resume:
             start = self.out / "last.pt" if config.resume else Path(config.init_from)
@@ -171,19 +176,6 @@ class Trainer:
             self._resume()
 
     # ---- setting up ----
-
-    def _load_val(self) -> CocoDataset | None:
-        split = self.config.val_split
-        folders = [Path(p) for p in self.config.data if split and (Path(p) / f"{split}.json").is_file()]
-        if not folders or self.evaluate is None:
-            return None
-        # A set that came without this split may be the only one that has a class.
-        there = {name for folder in folders for name in read_json(folder, split).categories.values()}
-        classes = [name for name in self.data.class_names if name in there]
-        if len(classes) < len(self.data.class_names):
-            missing = [name for name in self.data.class_names if name not in there]
-            logger.warning("no %s data has the classes %s: they are not evaluated", split, missing)
-        return load_datasets(folders, split, classes=classes) if classes else None
 
     def _factors(self) -> Any:
         factors = repeat_factors(self.data, self.config.repeat_threshold)

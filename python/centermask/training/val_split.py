@@ -1,0 +1,53 @@
+"""Which pictures a training run is judged on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from centermask.training.coco_reader import DataError, has_split, read_json
+from centermask.training.data import CocoDataset, load_datasets
+
+logger = logging.getLogger(__name__)
+
+
+def must_be_made(folders: Sequence[Path], split: str) -> bool:
+    """Whether none of the data sets has the split `val` that is asked for, so that it is held out of `train`."""
+    return split == "val" and not any(has_split(folder, split) for folder in folders)
+
+
+def load_val(
+    folders: Sequence[Path], split: str, learned: Sequence[str], *, all_classes: bool, make_val: bool
+) -> CocoDataset | None:
+    """The pictures to evaluate on, of all data sets that have the split.
+
+    Args:
+        folders: The data sets.
+        split: Its name.
+        learned: The classes that are trained.
+        all_classes: Nobody chose the classes; then each set must label the same ones in both its splits.
+        make_val: Hold them out of `train`, see `must_be_made`.
+
+    Returns:
+        None where no set has the split, or none of the learned classes in it.
+
+    Raises:
+        DataError: The class sets of two splits differ, or no picture is usable: figures would mislead.
+    """
+    folders = [folder for folder in folders if make_val or has_split(folder, split)]
+    there: set[str] = set()
+    for folder in folders:
+        names = set(read_json(folder, split, make_val=make_val).categories.values())
+        taught = set(read_json(folder, "train", make_val=make_val).categories.values())
+        if all_classes and names != taught:
+            raise DataError(
+                f"{folder}: train and {split} label different classes: {sorted(taught - names)} only train, "
+                f"{sorted(names - taught)} only {split}; figures would mislead. Name what to learn with --classes"
+            )
+        there |= names
+    classes = [name for name in learned if name in there]
+    if folders and len(classes) < len(learned):
+        missing = [name for name in learned if name not in there]
+        logger.warning("no %s data has the classes %s: they are not evaluated", split, missing)
+    return load_datasets(folders, split, classes=classes, make_val=make_val) if classes else None
