@@ -332,26 +332,11 @@ def _add_convert(commands: Any) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from centermask.files import make_room
-
-    make_room(options.output)
     try:
-        from centermask.convert.convert import convert_file
+        from centermask.convert import command
     except ModuleNotFoundError as error:
         raise _missing("conversion", error) from None
-    result = convert_file(
-        options.source,
-        options.output,
-        family=options.family,
-        class_names=tuple(name.strip() for name in options.classes.split(",")) if options.classes else (),
-        fixed_size=options.fixed_size,
-    )
-    config = result.config
-    print(f"{options.source}: {result.family}, {config.name}, {len(config.class_names)} classes")
-    print(f"wrote {options.output}: {len(result.checkpoint.model)} tensors; boxes only, no masks")
-    for note in result.notes:
-        print(f"note: {note}")
-    return 0
+    return command.run(options)
 
 
 def _add_benchmark(commands: Any) -> None:

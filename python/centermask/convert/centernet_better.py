@@ -1,8 +1,11 @@
-"""CenterNet-better (github.com/FateScript/CenterNet-better): R18, R50, R101, with DCNv2 or plain convolutions."""
+"""CenterNet-better (github.com/FateScript/CenterNet-better): R18, R50, R101, with DCN or plain convolutions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 from centermask.config import ModelConfig, PreprocessConfig
 from centermask.convert.common import Plan, Rule, Tensors, out_channels, resnet_depth
@@ -51,10 +54,26 @@ def class_count(weights: Tensors) -> int:
     return out_channels(weights, "head.cls_head.out_conv.weight")
 
 
+def _modulated(weights: Tensors) -> dict[str, Tensor]:
+    """A deformable convolution without masks (`MODULATE_DEFORM=False`) as one whose masks are 1 everywhere."""
+    result = dict(weights)
+    for stage in (1, 2, 3):
+        dcn = f"upsample.deconv{stage}.dcn"
+        names = (f"{dcn}.offset_conv.weight", f"{dcn}.offset_conv.bias", f"{dcn}.dcn.weight")
+        if all(name in result for name in names):
+            weight, bias, own = (result.pop(name) for name in names)
+            taps = len(bias) // 2
+            result[f"{dcn}.offset_mask_conv.weight"] = torch.cat([weight, torch.zeros_like(weight[:taps])])
+            # The sigmoid of 50 is 1 in float32.
+            result[f"{dcn}.offset_mask_conv.bias"] = torch.cat([bias, torch.full_like(bias[:taps], 50.0)])
+            result[f"{dcn}.dcnv2.weight"] = own
+    return result
+
+
 def plan(weights: Tensors, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> Plan:
     """Names and model for a file of CenterNet-better; see `Plan`."""
+    weights = _modulated(weights)
     deformable = "upsample.deconv1.dcn.offset_mask_conv.weight" in weights
-    weights = dict(weights)
     notes: tuple[str, ...] = ()
     if not deformable:
         notes = ("the convolutions in front of the upsamplings are taken to have padding 1; the file does not tell",)
