@@ -1,6 +1,6 @@
 """Can every neck and mask head learn 32 pictures by heart? A model that cannot has a bug in its targets or losses.
 
-    python benchmarks/overfit.py DATA [--out DIR] [--pictures 32] [--epochs 400] [--size 320] [--only conv-shape]
+    python benchmarks/overfit.py DATA [--out DIR] [--pictures 32] [--epochs 400] [--size 448] [--only conv-shape]
 
 Trains {conv, dcn} x {dynamic, shape} on the first pictures of DATA/train.json, without random crops, evaluates on the
 same pictures, and writes OUT/overfit.json and a Markdown table.
@@ -59,7 +59,8 @@ def run(variant: str, data: Path, out: Path, epochs: int, size: int, init_from: 
         freeze_stages=2,
         scale=(1.0, 1.0),
         workers=0,
-        mask_jitter=0.04,
+        mask_jitter=0.03,
+        aux_weight=1.0,
         init_from=init_from,
         pretrained=not init_from,
     )
@@ -82,7 +83,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/overfit"))
     parser.add_argument("--pictures", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=400)
-    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--size", type=int, default=448)
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=VARIANTS)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--init-from", default="", help="checkpoint to start from in place of ImageNet weights")

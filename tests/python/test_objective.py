@@ -157,3 +157,41 @@ def test_bgr_models_get_their_channels_before_mean_and_std(shapes):
     found = Objective(model, TrainConfig()).normalised(batch)
     expected = (batch.image.numpy()[..., ::-1].astype(float) - [10, 20, 30]) / [1, 2, 4]
     np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), expected)
+
+
+@pytest.mark.parametrize(("mask_head", "channels"), [("dynamic", 8), ("shape", 1), ("shape", 2), ("none", 0)])
+def test_semantic_loss_against_loops(shapes, mask_head, channels):
+    """Per class, or for one saliency map of all; free cells count only where all that the map shows is labelled."""
+    config = TrainConfig(aux_weight=1.0)
+    model = tiny(f"test_efficientnet-conv-{mask_head}", mask_channels=channels)
+    objective = Objective(model, config)
+    assert (objective.semantic is None) == (mask_head == "shape")
+    batch = batch_of(shapes)
+    known = torch.tensor([[True, True], [True, False]])
+    ignore = torch.zeros(1, *batch.masks.shape[1:], dtype=torch.uint8)
+    ignore[0, 3:5, 2:6] = 9
+    first = torch.zeros(1, dtype=torch.int64)
+    batch = replace(batch, known_classes=known, ignore=ignore, ignore_labels=first + 1, ignore_batch_index=first)
+    dense = objective.dense(objective.normalised(batch))
+    logits = (dense.mask_features if mask_head == "shape" else objective.semantic(dense.features)).detach().double()
+    total = covered_cells = 0.0
+    for n in range(2):
+        for c in range(logits.shape[1]):
+            per_class = logits.shape[1] == 2
+            for y in range(logits.shape[2]):
+                for x in range(logits.shape[3]):
+                    mine = [
+                        int(batch.masks[t, y, x]) / 255
+                        for t in range(len(batch.labels))
+                        if batch.batch_index[t] == n and (not per_class or batch.labels[t] == c)
+                    ]
+                    share = max(mine, default=0.0)
+                    covered_cells += share
+                    hidden = n == 0 and ignore[0, y, x] > 0 and (not per_class or c == 1)
+                    sure = bool(known[n, c]) if per_class else bool(known[n].all())
+                    counts = (sure and not (hidden and share < 1)) if per_class else share > 0 or (sure and not hidden)
+                    p = 1 / (1 + math.exp(-float(logits[n, c, y, x])))
+                    if counts:
+                        total -= 0.25 * share * (1 - p) ** 2 * math.log(p) + 0.75 * (1 - share) * p**2 * math.log(1 - p)
+    found = objective.semantic_loss(dense, batch)
+    assert float(found.detach()) == pytest.approx(total / max(covered_cells, 1.0), rel=1e-4)  # float32 sums

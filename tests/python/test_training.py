@@ -289,8 +289,8 @@ def test_learning_rate_schedules():
 
 
 def test_parameter_groups():
-    config = TrainConfig(backbone_rate=0.1, weight_decay=0.3, aux_weight=1.0)
-    objective = Objective(tiny(), config)
+    config = TrainConfig(backbone_rate=0.1, offset_rate=0.25, weight_decay=0.3, aux_weight=1.0)
+    objective = Objective(tiny(f"{TINY}-dcn-dynamic"), config)
     groups = parameter_groups(objective, config, 2.0)
     ids = [id(p) for g in groups for p in g["params"]]
     assert sorted(ids) == sorted(id(p) for p in objective.parameters())
@@ -298,7 +298,9 @@ def test_parameter_groups():
     assert "semantic.out.bias" in names.values()
     for group in groups:
         for parameter in group["params"]:
-            assert group["lr"] == (0.2 if names[id(parameter)].startswith("model.backbone.") else 2.0)
+            name = names[id(parameter)]
+            in_backbone, places = name.startswith("model.backbone."), ".conv_offset." in name
+            assert group["lr"] == (0.2 if in_backbone else 0.5 if places else 2.0)
             assert group["weight_decay"] == (0.3 if parameter.ndim > 1 else 0.0)
 
 

@@ -51,19 +51,19 @@ def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> f
 
 
 def parameter_groups(objective: Objective, config: TrainConfig, rate: float) -> list[dict[str, Any]]:
-    """Weights with decay; norms and biases without; each split by whether it belongs to the backbone."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """Weights with decay; norms and biases without; each split by whose rate it learns at."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:
-            key = (name.startswith("model.backbone."), parameter.ndim > 1)
-            groups.setdefault(key, []).append(parameter)
+            share = config.backbone_rate if name.startswith("model.backbone.") else 1.0
+            if ".conv_offset." in name:
+                # Adam moves each of their thousands of weights by the whole rate from the first step on, however small
+                # the gradient is: the samples would be pixels away before the neck has learned anything.
+                share = config.offset_rate
+            groups.setdefault((share, parameter.ndim > 1), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": rate * (config.backbone_rate if in_backbone else 1.0),
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (in_backbone, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        {"params": parameters, "lr": rate * share, "weight_decay": config.weight_decay if decays else 0.0}
+        for (share, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
@@ -128,8 +128,7 @@ class Trainer:
         )
         if config.cache:
             self.data.fill_cache()
-        names = self.data.class_names
-        self.val = load_val(folders, split, names, all_classes=not classes, make_val=make_val) if split else None
+        self.val = load_val(folders, split, self.data, all_classes=not classes, make_val=make_val) if split else None
         model_config = default_model_config(config, tuple(self.data.class_names), tuple(self.data.category_ids))
         fresh = not (config.init_from or config.resume)
         self.model = CenterMask(model_config, pretrained=config.pretrained and fresh)

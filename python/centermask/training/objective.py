@@ -78,8 +78,8 @@ class Objective(nn.Module):
         self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1), persistent=False)
         self.dense = model.forward
         self.semantic: Head | None = None
-        if config.aux_weight > 0:
-            # It learns with the model and is thrown away after.
+        if config.aux_weight > 0 and model.config.mask_head != "shape":
+            # It learns with the model and is thrown away after. The `shape` head has such a map of its own.
             channels, hidden = model.config.neck_channels[-1], model.config.head_channels
             self.semantic = Head(channels, hidden, len(model.config.class_names), bias=HEATMAP_BIAS)
 
@@ -119,11 +119,8 @@ class Objective(nn.Module):
             "heatmap": config.heatmap_weight * heatmap,
             "box": config.box_weight * self.box_loss(patches, cells, boxes[cells.instance]) / normaliser,
         }
-        if self.semantic is not None:
-            covered = semantic_targets(batch.masks, batch.labels, batch.batch_index, (*shape,))
-            weight = heatmap_weights(batch, covered)
-            loss = binary_focal_loss(self.semantic(dense.features), covered, weight)
-            terms["semantic"] = config.aux_weight * loss / covered.sum().clamp(min=1.0)
+        if config.aux_weight > 0:
+            terms["semantic"] = config.aux_weight * self.semantic_loss(dense, batch)
         if dense.mask_features is not None:
             some = min(config.mask_samples, config.box_samples)
             keep = torch.arange(len(cells.instance), device=boxes.device).view(-1, config.box_samples)
@@ -137,6 +134,32 @@ class Objective(nn.Module):
             scale = whole / max(len(keep), 1) / some
             terms["mask"] = config.mask_weight * mask * scale / normaliser
         return terms
+
+    def semantic_loss(self, dense: DenseOutputs, batch: TrainBatch) -> Tensor:
+        """How well each cell tells what covers it, per covered cell.
+
+        CondInst learns a map of the classes beside the masks; the CenterMask paper learns its saliency directly.
+        """
+        if self.semantic is not None:
+            logits, labels = self.semantic(dense.features), batch.labels
+        else:
+            assert dense.mask_features is not None
+            logits = dense.mask_features
+            labels = batch.labels if logits.shape[1] > 1 else torch.zeros_like(batch.labels)
+        covered = semantic_targets(batch.masks, labels, batch.batch_index, (*logits.shape,))
+        if logits.shape[1] == batch.known_classes.shape[1]:
+            weight = heatmap_weights(batch, covered)
+        else:
+            # One map for all classes: a cell without an object is known to be free only where all classes are labelled.
+            free = batch.known_classes.all(dim=1)[:, None, None, None] & (self.ignored(batch)[:, None] == 0)
+            weight = ((covered > 0) | free).to(covered.dtype)
+        return binary_focal_loss(logits, covered, weight) / covered.sum().clamp(min=1.0)
+
+    @staticmethod
+    def ignored(batch: TrainBatch) -> Tensor:
+        """[N,h,w]: how many regions to be ignored, of any class, touch each cell."""
+        hidden = torch.zeros(len(batch), *batch.masks.shape[1:], device=batch.image.device)
+        return hidden.index_add(0, batch.ignore_batch_index, (batch.ignore > 0).to(hidden.dtype))
 
     def box_loss(self, patches: Tensor, cells: Positives, target: Tensor) -> Tensor:
         """Sum over objects of the mean over their cells."""

@@ -40,6 +40,7 @@ class TrainConfig:
     batch_size: int = option(16, "pictures a step, over all processes")
     learning_rate: float = option(1e-3, "at batch size 16; scaled linearly with the batch")
     backbone_rate: float = option(0.5, "the backbone's share of the learning rate")
+    offset_rate: float = option(0.1, "the share of the convolutions that predict where the dcn neck samples")
     schedule: Literal["cosine", "step"] = option("cosine", "cosine to 1 %, or a tenth at 2/3 and 8/9 of the steps")
     weight_decay: float = option(0.02, "AdamW's; not on norms and biases")
     warmup_steps: int = option(300, "steps of linear warm-up")
@@ -58,7 +59,9 @@ class TrainConfig:
     heatmap_weight: float = option(1.0, "weight of the heatmap loss")
     box_weight: float = option(3.0, "weight of the box loss")
     mask_weight: float = option(3.0, "weight of the mask loss")
-    aux_weight: float = option(0.0, "weight of an auxiliary loss: which class covers each cell (CondInst); 0 for none")
+    aux_weight: float = option(
+        0.0, "weight of an auxiliary loss: what covers each cell (CondInst; saliency of `shape`)"
+    )
     top_k: int = option(100, "most instances in one picture that the model gives")
 
     scale: tuple[float, float] = option((0.6, 1.3), "range of the crop's side as a share of the picture's longer side")
