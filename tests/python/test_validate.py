@@ -225,7 +225,9 @@ def test_bad_yolo_lines_are_named(tmp_path: Path) -> None:
     root = layout_folders.write(tmp_path, "yolo")
     (root / "train/labels/train_0.txt").write_text("0 0.1 0.1 0.5 x 0.2 0.4\n9 0.1 0.1 0.5 0.1 0.2 0.4\n")
     (root / "train/labels/train_1.txt").unlink()
+    (root / "train/labels/nobody.txt").write_text("")
     report = validate(root)
+    assert findings(report, "label-alone") == [("nobody.txt", None)]
     assert findings(report, "mask-broken") == [("train_0.png", "train/labels/train_0.txt:1")]
     assert findings(report, "annotation-category") == [("train_0.png", "train/labels/train_0.txt:2")]
     assert findings(report, "image-empty") == [("train_1.png", None)]

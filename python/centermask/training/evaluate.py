@@ -53,6 +53,7 @@ class Figures:
         for kind in kinds:
             lines.append(f"{kind:<24}" + "".join(_cell(self.values[f"{kind}_{column}"]) for column in columns))
         lines.append("")
+        kinds = [kind for kind in kinds if kind != "boundary"]
         headings = "".join(f"{f'{kind} {column}':>10}" for kind in kinds for column in ("ap", "ap50"))
         lines.append(f"{'class':<24}{headings}{'instances':>11}")
         for name, values in self.values["per_class"].items():

@@ -40,6 +40,7 @@ KINDS: dict[str, Kind] = {
     "image-unreadable": Kind("error", "the picture cannot be read"),
     "image-size": Kind("error", "the picture has another size than the labels say"),
     "image-exif": Kind("warning", "the picture is stored turned (EXIF); not every tool turns it back"),
+    "label-alone": Kind("warning", "a label file without its picture"),
     "image-empty": Kind("note", "a picture without annotations; it teaches what is no object"),
     "exact-duplicate": Kind("warning", "the same file twice in one split"),
     "exact-duplicate-across": Kind("error", "the same file in two splits: figures on it mean nothing"),

@@ -141,6 +141,8 @@ class _SplitRun:
             self.findings.add("annotation-id", name, path, "its id is given twice", key)
         for key, image in self.index.orphans:
             self.findings.add("annotation-image", name, path, f"image_id {image!r} is no image of the file", key)
+        for label in self.index.lone_labels:
+            self.findings.add("label-alone", name, label, "no picture belongs to it")
         listed: set[str] = set()
         total = len(self.index.images)
         for position, (row, file, picture) in enumerate(self._read_all()):

@@ -145,6 +145,7 @@ class Index:
         orphans: (annotation id, image id) of annotations whose picture is not listed.
         bad_annotations: Annotation rows that are no objects, cut short.
         repeated_ids: Annotation ids that occur more than once.
+        lone_labels: YOLO's text files that belong to no picture of the split.
     """
 
     def __init__(self, split: Split) -> None:
@@ -155,6 +156,7 @@ class Index:
         self.orphans: list[tuple[Any, Any]] = []
         self.bad_annotations: list[str] = []
         self.repeated_ids: list[Any] = []
+        self.lone_labels: list[Path] = []
         self._places: NDArray[np.int64] = np.zeros((0, 2), np.int64)
         self._first: NDArray[np.int64] = np.zeros(1, np.int64)
         self._file = -1
@@ -185,8 +187,14 @@ class Index:
 
     def _index_yolo(self) -> None:
         self.categories = layouts.yolo_categories(self.split)
+        expected: set[Path] = set()
         for number, picture in enumerate(yolo.pictures(self.split.places), start=1):
             self.images.append(ImageRow(number, str(picture.absolute()), None, None))
+            expected.add(yolo.label_path(picture))
+        for folder in sorted({path.parent for path in expected}):
+            # Lists of pictures share a folder, and beside pictures there are other texts: only `labels` is told.
+            if "labels" in folder.parts and all(place.is_dir() for place in self.split.places):
+                self.lone_labels += [path for path in sorted(folder.glob("*.txt")) if path not in expected]
 
     def _index_coco(self) -> None:
         try:
