@@ -211,7 +211,8 @@ def test_splits_that_label_different_classes_stop_the_run(tmp_path: Path) -> Non
     folder = coco_folder(tmp_path / "a", 2, [annotation(1)], ["cat", "dog"])
     coco_folder(folder, 2, [annotation(1)], ["cat", "cow"], split="val")
     with pytest.raises(DataError, match=r"\['dog'\] only train, \['cow'\] only val.*--classes"):
-        load_val([folder], "val", ["cat", "dog"], all_classes=True, make_val=False)
-    chosen = load_val([folder], "val", ["cat"], all_classes=False, make_val=False)
+        load_val([folder], "val", load_datasets([folder], "train"), all_classes=True, make_val=False)
+    cats = load_datasets([folder], "train", classes=["cat"])
+    chosen = load_val([folder], "val", cats, all_classes=False, make_val=False)
     assert chosen is not None
     assert chosen.class_names == ("cat",)

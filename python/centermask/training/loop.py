@@ -128,8 +128,7 @@ class Trainer:
         )
         if config.cache:
             self.data.fill_cache()
-        names = self.data.class_names
-        self.val = load_val(folders, split, names, all_classes=not classes, make_val=make_val) if split else None
+        self.val = load_val(folders, split, self.data, all_classes=not classes, make_val=make_val) if split else None
         model_config = default_model_config(config, tuple(self.data.class_names), tuple(self.data.category_ids))
         fresh = not (config.init_from or config.resume)
         self.model = CenterMask(model_config, pretrained=config.pretrained and fresh)

@@ -18,14 +18,14 @@ def must_be_made(folders: Sequence[Path], split: str) -> bool:
 
 
 def load_val(
-    folders: Sequence[Path], split: str, learned: Sequence[str], *, all_classes: bool, make_val: bool
+    folders: Sequence[Path], split: str, train: CocoDataset, *, all_classes: bool, make_val: bool
 ) -> CocoDataset | None:
     """The pictures to evaluate on, of all data sets that have the split.
 
     Args:
         folders: The data sets.
         split: Its name.
-        learned: The classes that are trained.
+        train: What is learned, read from the same folders.
         all_classes: Nobody chose the classes; then each set must label the same ones in both its splits.
         make_val: Hold them out of `train`, see `must_be_made`.
 
@@ -35,19 +35,24 @@ def load_val(
     Raises:
         DataError: The class sets of two splits differ, or no picture is usable: figures would mislead.
     """
-    folders = [folder for folder in folders if make_val or has_split(folder, split)]
+    # Every picture knows what its own set labels, which spares reading those files again.
+    known = {record.source: record.known_classes for record in train.records}
+    judged: list[Path] = []
     there: set[str] = set()
-    for folder in folders:
+    for source, folder in enumerate(folders):
+        if not make_val and not has_split(folder, split):
+            continue
+        judged.append(folder)
         names = set(read_json(folder, split, make_val=make_val).categories.values())
-        taught = set(read_json(folder, "train", make_val=make_val).categories.values())
-        if all_classes and names != taught:
+        taught = {name for name, is_known in zip(train.class_names, known.get(source, ()), strict=False) if is_known}
+        if all_classes and taught and names != taught:
             raise DataError(
                 f"{folder}: train and {split} label different classes: {sorted(taught - names)} only train, "
                 f"{sorted(names - taught)} only {split}; figures would mislead. Name what to learn with --classes"
             )
         there |= names
-    classes = [name for name in learned if name in there]
-    if folders and len(classes) < len(learned):
-        missing = [name for name in learned if name not in there]
+    classes = [name for name in train.class_names if name in there]
+    if judged and len(classes) < len(train.class_names):
+        missing = [name for name in train.class_names if name not in there]
         logger.warning("no %s data has the classes %s: they are not evaluated", split, missing)
-    return load_datasets(folders, split, classes=classes, make_val=make_val) if classes else None
+    return load_datasets(judged, split, classes=classes, make_val=make_val) if classes else None
