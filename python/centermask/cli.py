@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="train a model on COCO-style data (centermask train --help)", add_help=False)
     _add_eval(commands)
     _add_export(commands)
+    _add_convert(commands)
     _add_benchmark(commands)
     _add_validate(commands)
     doctor = commands.add_parser("doctor", help="show what is installed and what is known to go wrong")
@@ -183,7 +184,22 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures, fractions 0..1")
     parser.add_argument("--html", metavar="FILE", help="write a report with curves and the worst pictures, in one file")
     _add_model_options(parser)
+    protocol = parser.add_argument_group("ways of testing that published figures were measured with")
+    protocol.add_argument(
+        "--published",
+        action="store_true",
+        help="every peak counts whatever its score, boxes are not clipped to the picture, none is removed for overlap",
+    )
+    protocol.add_argument("--flip", action="store_true", help="average with the mirror image (checkpoints only)")
+    protocol.add_argument(
+        "--scales", type=_numbers, default=(1.0,), metavar="A,B", help="test at these scales, joined by Soft-NMS"
+    )
+    protocol.add_argument("--decimals", type=int, metavar="N", help="round boxes and scores (CenterNet: 2)")
     parser.set_defaults(run=_eval)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -193,10 +209,16 @@ def _eval(options: argparse.Namespace) -> int:
         make_room(path)
     try:
         from centermask.training.evaluate import evaluate_file
+        from centermask.training.protocol import EvalProtocol
     except ModuleNotFoundError as error:
         raise _missing("evaluation", error) from None
     figures, failed = evaluate_file(
-        options.model, Path(options.data), options.split, device=options.device, threads=options.threads
+        options.model,
+        Path(options.data),
+        options.split,
+        device=options.device,
+        threads=options.threads,
+        protocol=EvalProtocol(options.flip, options.scales, options.published, options.decimals),
     )
     print(figures.table())
     if (options.json or options.html) and figures.evidence is not None:
@@ -293,6 +315,39 @@ def _export(options: argparse.Namespace) -> int:
     size = Path(options.output).stat().st_size / 1e6
     print(f"wrote {options.output}: {size:.1f} MB, verified, in {time.perf_counter() - start:.0f} s")
     return 0
+
+
+def _add_convert(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="turn a detector of another project into a checkpoint",
+        description="Converts CenterNet (ctdet), mmdetection's CenterNet and CenterNet-better: see docs/convert.md.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SRC", help="PyTorch file of that project")
+    parser.add_argument("output", metavar="OUT.pt", help="checkpoint to write")
+    parser.add_argument(
+        "--from", dest="family", choices=("centernet", "mmdet", "centernet-better"), help="default: found out"
+    )
+    parser.add_argument(
+        "--classes", metavar="A,B", help="class names in the heatmap's order (default: COCO's for 80, VOC's for 20)"
+    )
+    parser.add_argument(
+        "--fixed-size",
+        type=int,
+        metavar="PX",
+        help="scale pictures into a square, as CenterNet without --keep_res (default: their own resolution)",
+    )
+    parser.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    try:
+        from centermask.convert import command
+    except ModuleNotFoundError as error:
+        raise _missing("conversion", error) from None
+    return command.run(options)
 
 
 def _add_benchmark(commands: Any) -> None:

@@ -285,7 +285,8 @@ class Instances:
         found = ", ".join(f"{name} {score:.2f}" for name, score in zip(self.names[:8], self.scores[:8], strict=True))
         more = f", and {len(self) - 8} more" if len(self) > 8 else ""
         height, width = self.image_size
-        return f"Instances({len(self)} in {width}x{height} pixels{': ' if found else ''}{found}{more})"
+        kind = ", boxes only" if self.masks is None else ""
+        return f"Instances({len(self)} in {width}x{height} pixels{kind}{': ' if found else ''}{found}{more})"
 
 
 def _rebuild(*values: Any) -> Instances:

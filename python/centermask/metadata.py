@@ -65,7 +65,7 @@ class ModelInfo:
             mask_head=config.mask_head,
             box_margin=config.box_margin,
             top_k=config.top_k,
-            **changes,
+            **{"max_overlap": config.max_overlap, **changes},
         )
 
     def to_metadata(self) -> dict[str, str]:

@@ -77,6 +77,7 @@ class Predictor:
             since a large object can have several peaks. 1 keeps both; None takes the model's own.
         class_agnostic: `max_overlap` holds between classes too, so that an object has one label only; None takes the
             model's own.
+        clip_boxes: Clip boxes to the picture, and leave out those wholly outside. Published detectors do not.
 
     Raises:
         FileNotFoundError: There is no such model.
@@ -100,6 +101,7 @@ class Predictor:
         max_instances: int | None = None,
         max_overlap: float | None = None,
         class_agnostic: bool | None = None,
+        clip_boxes: bool = True,
     ) -> None:
         if max_overlap is not None and not 0 <= max_overlap <= 1:
             raise ValueError(f"max_overlap must be in 0..1, got {max_overlap}")
@@ -117,6 +119,7 @@ class Predictor:
         self.max_overlap = self.info.max_overlap if max_overlap is None else max_overlap
         self.class_agnostic = self.info.class_agnostic if class_agnostic is None else class_agnostic
         self.max_instances = max_instances
+        self.clip_boxes = clip_boxes
         self._threads = threads
         self._timing = Timing(0.0, 0.0, 0.0)
 
@@ -181,6 +184,7 @@ class Predictor:
             max_instances=self.max_instances,
             max_overlap=self.max_overlap,
             class_agnostic=self.class_agnostic,
+            clip_boxes=self.clip_boxes,
             source=source,
             threads=self._threads,
         )
@@ -199,6 +203,7 @@ def to_instances(
     max_instances: int | None = None,
     max_overlap: float = 1.0,
     class_agnostic: bool = False,
+    clip_boxes: bool = True,
     source: ImageInput | None = None,
     threads: int | None = None,
 ) -> Instances:
@@ -214,22 +219,23 @@ def to_instances(
         max_instances: Most that are kept.
         max_overlap: See `without_duplicates`.
         class_agnostic: Look for duplicates among all classes together.
+        clip_boxes: See `Predictor`.
         source: The picture or its path, for drawing later.
         threads: For the masks; None takes all cores.
 
     Returns:
-        In image pixels: boxes clipped to the picture (those wholly outside are dropped), masks at its resolution.
+        In image pixels: boxes, masks at the picture's resolution.
     """
     height, width = image_size
     count = int(output.count[row])
     scores = output.scores[row, :count]
     keep = np.flatnonzero(scores >= score_threshold)
     input_boxes = output.boxes[row, :count]
-    scale, shift = image_to_input[[0, 1], [0, 1]], image_to_input[:, 2]
-    boxes = ((input_boxes.reshape(-1, 2, 2).astype(np.float64) - shift) / scale).reshape(-1, 4)
-    boxes = boxes.clip(0, [width, height, width, height]).astype(np.float32)
-    is_inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    keep = keep[is_inside[keep]]
+    boxes = boxes_in_image(input_boxes, image_to_input).astype(np.float32)
+    if clip_boxes:
+        boxes = boxes.clip(0, [width, height, width, height]).astype(np.float32)
+        is_inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        keep = keep[is_inside[keep]]
     groups = output.labels[row, keep] * (not class_agnostic)
     keep = keep[without_duplicates(input_boxes[keep], groups, max_overlap)][:max_instances]
     labels = output.labels[row, keep]
@@ -258,6 +264,13 @@ def to_instances(
         masks=masks,
         source=source,
     )
+
+
+def boxes_in_image(boxes: NDArray[np.float32], image_to_input: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Boxes `[n, 4]` in input pixels as boxes in image pixels, both xyxy; see `to_instances`."""
+    scale, shift = image_to_input[[0, 1], [0, 1]], image_to_input[:, 2]
+    mapped: NDArray[np.float64] = (boxes.reshape(-1, 2, 2).astype(np.float64) - shift) / scale
+    return mapped.reshape(-1, 4)
 
 
 def without_duplicates(boxes: NDArray[np.float32], labels: NDArray[np.int64], max_overlap: float) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -44,6 +45,8 @@ def input_transform(
     - `fixed`: the test-time geometry of CenterNet's fix_res (github.com/xingyizhou/CenterNet): the longest side
       scaled to a square of `config.size`. CenterNet maps pixel indices, which makes its picture half a pixel larger
       on one side than on the other; the shift here is that of the same samples.
+    - `fixed_index`: the same samples, but coordinates as CenterNet reads them, by the middles of picture and input
+      alone. They lie up to half a pixel beside the samples; a network that was trained so has learned it.
     - `keep`: CenterNet's keep_res: no scaling, sides padded to `(side | 31) + 1`, a shift by whole pixels.
 
     Args:
@@ -77,11 +80,15 @@ def input_transform(
         scale = config.size / max(height, width)
         padded = [config.size, config.size]
         shift = [config.size / 2 + 0.5 - scale * (side / 2 + 0.5) for side in (width, height)]
+    elif config.policy == "fixed_index":
+        scale = config.size / max(height, width)
+        padded = [config.size, config.size]
+        shift = [config.size / 2 - scale * side / 2 for side in (width, height)]
     elif config.policy == "keep":
         padded = [(side | 31) + 1 for side in (width, height)]
         shift = [float(outer // 2 - side // 2) for outer, side in zip(padded, (width, height), strict=True)]
     else:
-        raise ValueError(f"preprocess policy must be fit, fixed or keep, got {config.policy!r}")
+        raise ValueError(f"preprocess policy must be fit, fixed, fixed_index or keep, got {config.policy!r}")
     image_to_input = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]], np.float64)
     return image_to_input, (padded[1], padded[0])
 
@@ -114,6 +121,8 @@ def prepare(
         raise ValueError(f"preprocess: image must be [H >= 1, W >= 1, 3], got {list(image.shape)}")
     image_to_input, size = input_transform((image.shape[0], image.shape[1]), config)
     matrix = image_to_input
+    if config.policy == "fixed_index":
+        matrix, _ = input_transform((image.shape[0], image.shape[1]), replace(config, policy="fixed"))
     if config.policy == "fit" and image_to_input[0, 0] <= 0.5 and image.dtype == np.uint8:
         image, matrix = _average_down(image, image_to_input)
     network_input = ops.preprocess(

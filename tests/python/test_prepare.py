@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from centermask.cli import sample_picture
 from centermask.config import PreprocessConfig
-from centermask.preprocess import input_transform, prepare
+from centermask.predictor import boxes_in_image
+from centermask.preprocess import input_transform, load_image, prepare
 
 PLAIN = PreprocessConfig(size=64, color="bgr", mean=(0, 0, 0), std=(1, 1, 1))
 SIDE = st.one_of(st.integers(1, 70), st.integers(1, 5000))
@@ -99,6 +101,70 @@ def test_keep_equals_the_published_input_exactly(shape: tuple[int, int]) -> None
     np.testing.assert_array_equal(ours, published(image, None))  # a shift by whole pixels leaves nothing to round
 
 
+def odd_photographs() -> list[np.ndarray]:
+    """Ten windows of the sample photograph, of odd sizes."""
+    photograph = load_image(sample_picture())
+    sizes = [(427, 513), (333, 301), (255, 257), (97, 401), (401, 97), (31, 33), (223, 225), (149, 151), (7, 5), (1, 3)]
+    return [photograph[11 : 11 + height, 3 : 3 + width] for height, width in sizes]
+
+
+def test_keep_equals_the_published_input_of_photographs_byte_for_byte() -> None:
+    for image in odd_photographs():
+        ours = prepare(image, replace(PLAIN, policy="keep"))[0].transpose(1, 2, 0)
+        np.testing.assert_array_equal(ours.astype(np.uint8), published(image, None))
+
+
+def exact(image: np.ndarray, size: int) -> np.ndarray:
+    """CenterNet's scaling into a square in float64: bilinear on pixel indices, black outside."""
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+
+    def weights(side: int) -> np.ndarray:
+        place = (np.arange(size) - size / 2) / scale + side / 2
+        return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(side)))  # [size, side]: a hat for each pixel
+
+    return np.einsum("yi,ijc,xj->yxc", weights(height), image.astype(np.float64), weights(width), optimize=True)
+
+
+def test_fixed_is_within_a_grey_level_of_exact_arithmetic_on_photographs() -> None:
+    for image in odd_photographs():
+        for policy in ("fixed", "fixed_index"):
+            ours = prepare(image, replace(PLAIN, policy=policy, size=256))[0].transpose(1, 2, 0)  # type: ignore[arg-type]
+            assert np.abs(ours - exact(image, 256)).max() < 0.05, policy
+
+
+def published_boxes(cells: np.ndarray, image_size: tuple[int, int], size: int | None) -> np.ndarray:
+    """CenterNet's way back from boxes in cells to boxes in the picture, stated with OpenCV."""
+    height, width = image_size
+    if size is None:
+        out_width, out_height = (width | 31) + 1, (height | 31) + 1
+        center, source = np.array([width // 2, height // 2]), out_width
+    else:
+        out_width = out_height = size
+        center, source = np.array([width / 2, height / 2]), max(height, width)
+    target = np.array([out_width // 4, out_height // 4]) / 2
+    arms_from = np.array([[0, 0], [0, -source / 2], [-source / 2, 0]])
+    arms_to = np.array([[0, 0], [0, -(out_width // 4) / 2], [-(out_width // 4) / 2, 0]])
+    matrix = cv2.getAffineTransform((target + arms_to).astype(np.float32), (center + arms_from).astype(np.float32))
+    points = cells.reshape(-1, 2).astype(np.float64)
+    return (points @ matrix[:, :2].T + matrix[:, 2]).reshape(-1, 4)
+
+
+@pytest.mark.parametrize(("policy", "size"), [("keep", None), ("fixed_index", 512)])
+def test_boxes_come_back_as_published(policy: str, size: int | None) -> None:
+    generator = np.random.default_rng(4)
+    for image in odd_photographs():
+        config = replace(PLAIN, policy=policy, size=size or 64)  # type: ignore[arg-type]
+        matrix, _ = input_transform(image.shape[:2], config)
+        cells = generator.uniform(0, 128, (20, 4)).astype(np.float32)
+        expected = published_boxes(cells, image.shape[:2], size)
+        # float32 of OpenCV's three points leaves some 1e-5 of the picture's side.
+        np.testing.assert_allclose(boxes_in_image(4 * cells, matrix), expected, atol=0.005)
+    if size is not None:  # the policy that is consistent with its samples lies elsewhere
+        other, _ = input_transform((31, 33), replace(PLAIN, policy="fixed", size=512))
+        assert abs(boxes_in_image(4 * cells, other) - boxes_in_image(4 * cells, matrix)).max() > 0.4
+
+
 def test_color_and_normalisation() -> None:
     image = np.zeros((32, 32, 3), np.uint8)
     image[:] = (10, 20, 30)
@@ -111,7 +177,7 @@ def test_color_and_normalisation() -> None:
 
 def test_extreme_sides() -> None:
     for shape in [(1, 1), (10, 20000), (20000, 10)]:
-        for policy in ("fit", "fixed", "keep"):
+        for policy in ("fit", "fixed", "fixed_index", "keep"):
             config = replace(PLAIN, policy=policy)  # type: ignore[arg-type]
             network_input, _ = prepare(np.full((*shape, 3), 255, np.uint8), config)
             assert network_input.max() > 0
@@ -127,7 +193,7 @@ def test_errors() -> None:
         prepare(np.zeros((4, 4, 3), np.float32), PLAIN)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="color must be 'bgr' or 'rgb', got 'gbr'"):
         prepare(np.zeros((4, 4, 3), np.uint8), PLAIN, "gbr")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="policy must be fit, fixed or keep, got 'stretch'"):
+    with pytest.raises(ValueError, match="policy must be fit, fixed, fixed_index or keep, got 'stretch'"):
         input_transform((4, 4), replace(PLAIN, policy="stretch"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="preprocess size must be >= 1, got 0"):
         input_transform((4, 4), replace(PLAIN, size=0))

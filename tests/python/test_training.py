@@ -16,6 +16,8 @@ pytest.importorskip("lightning")
 import torch
 from shapes_data import batch_of, shapes_folder, tiny
 
+from centermask.config import ModelConfig, PreprocessConfig
+from centermask.nn.model import CenterMask
 from centermask.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from centermask.training.loop import Trainer, freeze_backbone, learning_rate_factor, parameter_groups
 from centermask.training.objective import Objective
@@ -180,6 +182,39 @@ def test_start_from_other_weights(settings, tmp_path):
     save_checkpoint(tmp_path / "alien.pt", Checkpoint(source.config, {"fc.weight": torch.zeros(2)}))
     with pytest.raises(ValueError, match="no weight fits"):
         Trainer(replace(settings, init_from=str(tmp_path / "alien.pt")))
+
+
+def test_a_mask_head_is_added_to_a_converted_detector(settings, shapes, tmp_path):
+    """What a conversion gives: linear sizes, other widths, BGR, pictures at their own size, no masks."""
+    preprocess = PreprocessConfig(policy="keep", color="bgr", mean=(104.0, 114.0, 120.0), std=(73.0, 70.0, 71.0))
+    detector = CenterMask(
+        ModelConfig(
+            backbone=TINY,
+            neck="conv",
+            mask_head="none",
+            class_names=("disc", "zebra", "box"),
+            category_ids=(1, 2, 3),
+            neck_channels=(32, 24, 16),
+            head_channels=12,
+            offset_head=False,
+            preprocess=preprocess,
+        )
+    )
+    save_checkpoint(tmp_path / "detector.pt", Checkpoint(detector.config, detector.state_dict()))
+    start = replace(settings, init_from=str(tmp_path / "detector.pt"), epochs=1, box_loss="l1")
+    trainer = Trainer(start)
+    config = trainer.model.config
+    assert (config.mask_head, config.box_coding, config.offset_head) == ("dynamic", "linear", False)
+    assert (config.neck_channels, config.head_channels) == ((32, 24, 16), 12)
+    assert config.preprocess == replace(preprocess, size=64)
+    own, theirs = trainer.model.state_dict(), detector.state_dict()
+    same = [name for name in theirs if not name.startswith("heatmap.out")]
+    assert all(torch.equal(own[name], theirs[name]) for name in same)
+    assert {name.split(".")[0] for name in own if name not in theirs} == {"mask_params", "mask_features"}
+    trainer.fit()
+    assert load_checkpoint(trainer.out / "final.pt").config == config
+    # Going on needs no detector any more.
+    assert Trainer(replace(start, init_from="", resume=True, epochs=2)).model.config == config
 
 
 # ---- guards ----

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from centermask.config import STRIDE, BoxCoding, ModelConfig
 from centermask.nn.backbone import Backbone
+from centermask.nn.dlaup import DlaUp
 from centermask.nn.heads import HEATMAP_BIAS, Head, MaskFeatures, gather_patches
 from centermask.nn.neck import Neck
 
@@ -72,11 +73,15 @@ class CenterMask(nn.Module):
         self.config = config
         channels, hidden = config.neck_channels[-1], config.head_channels
         self.backbone = Backbone(config.backbone, pretrained=pretrained)
-        self.neck = Neck(config.neck, self.backbone.channels, config.neck_channels, lateral=config.lateral)
+        self.neck: nn.Module
+        if config.neck == "dlaup":
+            self.neck = DlaUp(self.backbone.channels, config.neck_channels)
+        else:
+            self.neck = Neck(config.neck, self.backbone.channels, config.neck_channels, lateral=config.lateral)
         self.heatmap = Head(channels, hidden, len(config.class_names), bias=HEATMAP_BIAS)
         # Objects start at 8x8 cells. A linear head that started around 0 would have no gradient where it is below.
         self.size = Head(channels, hidden, 2, bias=EXP_BASE if config.box_coding == "linear" else 0.0)
-        self.offset = Head(channels, hidden, 2, bias=0.5)
+        self.offset = Head(channels, hidden, 2, bias=0.5) if config.offset_head else None
         if config.mask_head != "none":
             # The parameters are evaluated at K cells only, so twice the hidden channels cost next to nothing.
             self.mask_params: Head | None = Head(channels, 2 * hidden, config.mask_params)
@@ -93,34 +98,48 @@ class CenterMask(nn.Module):
         mask_features = None if self.mask_features is None else self.mask_features(features)  # [N,8,128,128]
         return DenseOutputs(heatmap, features, mask_features)
 
-    def boxes_at(self, patches: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    def boxes_at(self, patches: Tensor, y: Tensor, x: Tensor, mirrored: Tensor | None = None) -> Tensor:
         """Boxes of chosen cells.
 
         Args:
             patches: [...,F*9] around the cells.
             y: [...] row of each cell.
             x: [...] column of each cell.
+            mirrored: [...,F*9] around the same places of the mirrored picture, whose sizes are averaged with.
 
         Returns:
             [...,4] xyxy in cells (times 4: input pixels).
         """
-        offset = _widened(self.offset.at(patches))
-        size = decode_size(_widened(self.size.at(patches)), self.config.box_coding)
-        center = torch.stack([x, y], dim=-1).to(offset.dtype) + offset
+        raw = _widened(self.size.at(patches))
+        if mirrored is not None:
+            raw = (raw + _widened(self.size.at(mirrored))) / 2
+        size = decode_size(raw, self.config.box_coding)
+        center = torch.stack([x, y], dim=-1).to(size.dtype) + self.offset_at(patches)
         return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
-    def deploy(self, images: Tensor, score_threshold: float = 0.05) -> Detections:
+    def offset_at(self, patches: Tensor) -> Tensor:
+        """Where in its cell each centre lies, x and y in cells: [...,F*9] -> [...,2], or 0.5 for all ([2])."""
+        if self.offset is None:
+            return torch.full((2,), 0.5, device=patches.device)
+        return _widened(self.offset.at(patches))
+
+    def deploy(self, images: Tensor, score_threshold: float = 0.05, *, flip: bool = False) -> Detections:
         """Inference: the heatmap everywhere, all other heads at its K best peaks only.
 
         Args:
             images: [N,3,H,W] normalised.
             score_threshold: Peaks below this score are cut off (rows of zeros, label -1).
+            flip: CenterNet's flip test: scores and sizes are the means of the picture's and its mirror image's.
 
         Returns:
             Detections in input pixels.
         """
         dense = self.forward(images)
         heatmap = _widened(dense.heatmap)
+        mirror = self.forward(images.flip(3)) if flip else None
+        if mirror is not None:
+            mean = (torch.sigmoid(heatmap) + torch.sigmoid(_widened(mirror.heatmap).flip(3))) / 2
+            heatmap = torch.logit(mean)
         classes, height, width = heatmap.shape[1:]
         peak = F.max_pool2d(heatmap, 3, stride=1, padding=1)
         lowest = torch.full_like(heatmap, float("-inf"))
@@ -135,7 +154,8 @@ class CenterMask(nn.Module):
         # With a threshold of 0 the cells that are no peaks, of score 0, must still stay out.
         valid = (scores >= score_threshold) & (logits > float("-inf"))  # [N,K], true rows first
         patches = gather_patches(dense.features, index)  # [N,K,F*9]
-        boxes = self.boxes_at(patches, y, x) * STRIDE  # [N,K,4]
+        mirrored = None if mirror is None else gather_patches(mirror.features, y * width + (width - 1 - x))
+        boxes = self.boxes_at(patches, y, x, mirrored) * STRIDE  # [N,K,4]
         params = None
         if self.mask_params is not None:
             params = torch.where(valid[:, :, None], _widened(self.mask_params.at(patches)), 0.0)  # [N,K,P]

@@ -27,23 +27,25 @@ def _bilinear_kernel(weight: Tensor) -> None:
 
 
 class Stage(nn.Module):
-    """One doubling of the resolution. [N,in,h,w] -> [N,out,2h,2w]."""
+    """One doubling of the resolution. [N,in,h,w] -> [N,out,2h,2w]. `deconv` goes without the 3x3 convolution."""
 
     def __init__(self, kind: NeckName, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        conv: nn.Module
+        self.conv: nn.Module | None = None
         if kind == "dcn":
-            conv = DeformConvPack(in_channels, out_channels, 3, padding=1)
-        else:
-            conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.conv = conv
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.up = nn.ConvTranspose2d(out_channels, out_channels, 4, stride=2, padding=1, bias=False)
+            self.conv = DeformConvPack(in_channels, out_channels, 3, padding=1)
+        elif kind == "conv":
+            self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        if self.conv is not None:
+            self.bn1 = nn.BatchNorm2d(out_channels)
+            in_channels = out_channels
+        self.up = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         _bilinear_kernel(self.up.weight)
 
     def forward(self, x: Tensor, lateral: Tensor | None = None) -> Tensor:
-        x = torch.relu(self.bn1(self.conv(x)))  # [N,out,h,w]
+        if self.conv is not None:
+            x = torch.relu(self.bn1(self.conv(x)))  # [N,out,h,w]
         x = self.bn2(self.up(x))  # [N,out,2h,2w]
         return torch.relu(x if lateral is None else x + lateral)
 
@@ -52,7 +54,7 @@ class Neck(nn.Module):
     """Three stages, stride 32 -> 16 -> 8 -> 4.
 
     Args:
-        kind: `dcn` or `conv`.
+        kind: `dcn`, `conv` or `deconv`.
         in_channels: Of the backbone's maps at strides 4, 8, 16, 32.
         channels: Of the three stages' outputs at strides 16, 8, 4.
         lateral: Add the backbone's map of the same stride (1x1 convolution and BN) after each doubling.

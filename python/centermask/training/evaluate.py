@@ -18,6 +18,7 @@ from centermask.report.evidence import Evidence
 from centermask.session import Device
 from centermask.training.coco_reader import read_json
 from centermask.training.data import CocoDataset, DataError, load_datasets
+from centermask.training.protocol import EvalProtocol, ScaledPredictor
 
 if TYPE_CHECKING:
     from centermask.nn.model import CenterMask
@@ -71,7 +72,12 @@ def _cell(value: float | None) -> str:
 
 
 def evaluate(
-    predictor: Predictor, dataset: CocoDataset, *, progress: bool = False, boundary: bool = False
+    predictor: Predictor,
+    dataset: CocoDataset,
+    *,
+    protocol: EvalProtocol | None = None,
+    progress: bool = False,
+    boundary: bool = False,
 ) -> tuple[Figures, list[str]]:
     """Predicts on every picture of a data set and compares.
 
@@ -81,6 +87,7 @@ def evaluate(
     Args:
         predictor: Its `score_threshold` should be 0: average precision needs the weak results too.
         dataset: Its classes must all be known to the model.
+        protocol: Its rounding is applied here; the rest is the predictor's.
         progress: Show a progress line on stderr.
         boundary: Add boundary AP.
 
@@ -95,6 +102,7 @@ def evaluate(
     if unknown:
         raise ValueError(f"evaluate: the model does not know the classes {unknown}; it knows {list(names)}")
     to_data = np.array([dataset.class_names.index(name) if name in dataset.class_names else -1 for name in names])
+    protocol = protocol or EvalProtocol()
     results: list[dict[str, Any]] = []
     seconds: dict[str, list[float]] = {"preprocess": [], "network": [], "masks": []}
     failures, done = [], set()
@@ -111,7 +119,7 @@ def evaluate(
         labels = to_data[found.labels]
         known = np.flatnonzero(labels >= 0)
         for row, label in zip(found[known].to_coco(record.image_id), labels[known], strict=True):
-            results.append({**row, "category_id": dataset.category_ids[label]})
+            results.append(protocol.rounded({**row, "category_id": dataset.category_ids[label]}))
         if progress and (number % 10 == 9 or number + 1 == len(dataset)):
             print(f"\r{number + 1} of {len(dataset)} pictures", end="", file=sys.stderr, flush=True)
     if progress:
@@ -121,7 +129,9 @@ def evaluate(
         kinds = (*kinds, "boundary")
     totals = np.sum([*seconds.values()], axis=0)
     evidence = replace(_evidence(dataset, results, kinds, done), seconds=seconds)
-    return Figures(_compare(evidence, kinds), 1e3 * median(totals) if len(totals) else None, (), evidence), failures
+    # A model for crowds gives more than COCO's hundred results a picture, and all of them count.
+    figures = _compare(evidence, kinds, max(100, predictor.info.top_k))
+    return Figures(figures, 1e3 * median(totals) if len(totals) else None, (), evidence), failures
 
 
 def _evidence(
@@ -136,9 +146,14 @@ def _evidence(
     return Evidence(truth, results, labelled, "segm" in kinds, lambda key: dataset.image(positions[key]))
 
 
-def _compare(evidence: Evidence, kinds: Sequence[IouType]) -> dict[str, Any]:
+def _compare(evidence: Evidence, kinds: Sequence[IouType], max_dets: int = 100) -> dict[str, Any]:
     return evaluate_coco(
-        evidence.truth, evidence.results, iou_types=kinds, known_categories=evidence.known, curves=True
+        evidence.truth,
+        evidence.results,
+        iou_types=kinds,
+        known_categories=evidence.known,
+        max_dets=max_dets,
+        curves=True,
     )
 
 
@@ -151,7 +166,13 @@ def evaluate_model(model: CenterMask, dataset: CocoDataset) -> dict[str, Any]:
 
 
 def evaluate_file(
-    model: str, data: Path, split: str, *, device: Device = "auto", threads: int | None = None
+    model: str,
+    data: Path,
+    split: str,
+    *,
+    device: Device = "auto",
+    threads: int | None = None,
+    protocol: EvalProtocol | None = None,
 ) -> tuple[Figures, list[str]]:
     """Evaluates an `.onnx` file (or embedded model), a checkpoint, or a COCO result file on a COCO-style folder.
 
@@ -161,6 +182,7 @@ def evaluate_file(
         split: Name of the JSON file.
         device: For models.
         threads: For models; None takes all cores.
+        protocol: How to test, for models.
 
     Returns:
         The figures, and a message for each picture that could not be read (also printed on stderr).
@@ -174,7 +196,8 @@ def evaluate_file(
     if Path(model).suffix.lower() == ".json":
         dataset = load_datasets([data], split, make_val=True)
         return _titled(_evaluate_results(Path(model), dataset), model, data, split, notes), []
-    predictor = _load(model, device, threads)
+    protocol = protocol or EvalProtocol()
+    predictor = _load(model, device, threads, protocol)
     common = [name for name in labelled if name in predictor.info.class_names]
     if not common:
         raise ValueError(
@@ -188,7 +211,7 @@ def evaluate_file(
         left_out = [name for name in names if name not in other]
         if left_out:
             notes.append(f"classes that only the {who} knows are left out: {', '.join(left_out)}")
-    figures, unreadable = evaluate(predictor, dataset, progress=sys.stderr.isatty(), boundary=True)
+    figures, unreadable = evaluate(predictor, dataset, protocol=protocol, progress=sys.stderr.isatty(), boundary=True)
     # Reading has already left out what is missing or damaged; what is wrong with the JSON itself bears its name.
     failures = [str(problem) for problem in dataset.problems if not problem.file.endswith(".json")] + unreadable
     for failure in failures:
@@ -205,9 +228,17 @@ def _titled(figures: Figures, model: str, data: Path, split: str, notes: Sequenc
     return replace(figures, notes=(*figures.notes, *notes), evidence=replace(figures.evidence, title=title))
 
 
-def _load(model: str, device: Device, threads: int | None) -> Predictor:
+def _load(model: str, device: Device, threads: int | None, protocol: EvalProtocol) -> Predictor:
+    settings: dict[str, Any] = {"threads": threads, "score_threshold": 0.0, "clip_boxes": not protocol.published}
+    if protocol.published:
+        settings["max_overlap"] = 1.0
+    predictor: type[Predictor] = Predictor
+    if protocol.scales != (1.0,):
+        predictor, settings["scales"] = ScaledPredictor, protocol.scales
     if Path(model).suffix.lower() not in CHECKPOINT_SUFFIXES:
-        return Predictor(model_path(model), device=device, threads=threads, score_threshold=0.0)
+        if protocol.flip:
+            raise ValueError(f"{model}: the flip test needs a checkpoint (.pt): it averages what an .onnx file hides")
+        return predictor(model_path(model), device=device, **settings)
     try:
         import torch
 
@@ -217,7 +248,8 @@ def _load(model: str, device: Device, threads: int | None) -> Predictor:
         raise ImportError(f"a checkpoint needs the package {error.name}: pip install 'centermask[train]'") from None
     network = load_checkpoint(model).build()
     place = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    return Predictor(TorchNetwork(network, device=place, threads=threads), threads=threads, score_threshold=0.0)
+    lowest: dict[str, Any] = {"score_threshold": 0.0} if protocol.published else {}
+    return predictor(TorchNetwork(network, device=place, threads=threads, flip=protocol.flip, **lowest), **settings)
 
 
 def _evaluate_results(path: Path, dataset: CocoDataset) -> Figures:

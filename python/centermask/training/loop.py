@@ -30,7 +30,7 @@ from centermask.training.checkpoint import (
 from centermask.training.data import CocoDataset, load_datasets, repeat_factors
 from centermask.training.loader import TrainBatch, make_loader
 from centermask.training.mixing import MixOptions
-from centermask.training.objective import LossTask, Objective, default_model_config, first_bad_layer
+from centermask.training.objective import LossTask, Objective, default_model_config, first_bad_layer, started_from
 from centermask.training.settings import TrainConfig
 from centermask.training.val_split import load_val, must_be_made
 
@@ -130,6 +130,9 @@ class Trainer:
             self.data.fill_cache()
         self.val = load_val(folders, split, self.data, all_classes=not classes, make_val=make_val) if split else None
         model_config = default_model_config(config, tuple(self.data.class_names), tuple(self.data.category_ids))
+        if config.init_from or config.resume:
+            start = self.out / "last.pt" if config.resume else Path(config.init_from)
+            model_config = started_from(model_config, load_checkpoint(start).config)
         fresh = not (config.init_from or config.resume)
         self.model = CenterMask(model_config, pretrained=config.pretrained and fresh)
         if config.init_from and not config.resume:

@@ -180,7 +180,7 @@ class Objective(nn.Module):
             offset = center - torch.stack([cells.x, cells.y], dim=1).to(center.dtype)
             loss = (
                 0.1 * F.l1_loss(size, target[:, 2:] - target[:, :2], reduction="none")
-                + F.l1_loss(model.offset.at(patches), offset, reduction="none")
+                + F.l1_loss(model.offset_at(patches).expand_as(offset), offset, reduction="none")
             ).sum(dim=1)
         return loss.sum() / config.box_samples
 
@@ -249,3 +249,23 @@ def default_model_config(
         config_name = config.model  # from_name says what is wrong with it
     model = ModelConfig.from_name(config_name, class_names=class_names, category_ids=category_ids)
     return replace(model, top_k=config.top_k, preprocess=replace(model.preprocess, size=config.size))
+
+
+def started_from(model: ModelConfig, source: ModelConfig) -> ModelConfig:
+    """The model that takes weights of another one, so that these keep their meaning.
+
+    If backbone and neck are the same, so become what the neck's and the heads' numbers depend on (widths, coding of the
+    boxes) and how pictures are prepared (colours, size policy; the size stays). A converted detector differs in all of
+    that from a model of ours of the same name.
+    """
+    if (model.backbone, model.neck) != (source.backbone, source.neck):
+        return model
+    return replace(
+        model,
+        neck_channels=source.neck_channels,
+        lateral=source.lateral,
+        head_channels=source.head_channels,
+        offset_head=source.offset_head,
+        box_coding=source.box_coding,
+        preprocess=replace(source.preprocess, size=model.preprocess.size),
+    )

@@ -25,15 +25,15 @@ class TrainConfig:
         (),
         "data sets (COCO: train.json, val.json, images/; COCO 2017, Roboflow, YOLO-seg); joined by class name",
     )
-    model: str = option("lite0-dcn-dynamic", "<backbone>-<dcn|conv>-<dynamic|shape|none>")
-    neck: Literal["dcn", "conv"] | None = option(None, "in place of the one in the model's name")
+    model: str = option("lite0-dcn-dynamic", "<backbone>-<dcn|conv|deconv|dlaup>-<dynamic|shape|none>")
+    neck: Literal["dcn", "conv", "deconv", "dlaup"] | None = option(None, "in place of the one in the model's name")
     mask_head: Literal["dynamic", "shape", "none"] | None = option(None, "in place of the one in the model's name")
     out: str = option("runs/train", "folder for checkpoints and logs")
     classes: tuple[str, ...] = option((), "class names to learn, in this order; default: all")
     epochs: int = option(60, "passes over the data")
     size: int = option(512, "side of the training crops in pixels, a multiple of 32; also the Predictor's longest side")
     resume: bool = option(False, "go on from OUT/last.pt, exactly as if never stopped")
-    init_from: str = option("", "checkpoint whose weights to start from (names and shapes that fit)")
+    init_from: str = option("", "checkpoint whose weights to start from; a converted detector too")
     pretrained: bool = option(True, "start the backbone from ImageNet weights")
     val_split: str = option("val", "split to evaluate on; '' for none")
 

@@ -21,6 +21,7 @@ class TorchNetwork:
         device: Where to run; None leaves the model where it is.
         score_threshold: Peaks below it are cut off in the network; the same default as in exported files.
         threads: CPU threads while it runs; None leaves torch's setting.
+        flip: See `CenterMask.deploy`.
     """
 
     def __init__(
@@ -30,10 +31,12 @@ class TorchNetwork:
         device: torch.device | str | None = None,
         score_threshold: float = 0.05,
         threads: int | None = None,
+        flip: bool = False,
     ) -> None:
         self._model = model if device is None else model.to(device)
         self._score_threshold = score_threshold
         self._threads = threads
+        self._flip = flip
         self._info = ModelInfo.from_config(model.config, profile="torch")
 
     @property
@@ -50,7 +53,7 @@ class TorchNetwork:
         self._model.eval()
         try:
             with torch.inference_mode():
-                output = self._model.deploy(torch.from_numpy(images).to(device), self._score_threshold)
+                output = self._model.deploy(torch.from_numpy(images).to(device), self._score_threshold, flip=self._flip)
             arrays: list[Any] = [None if value is None else value.cpu().numpy() for value in output]
             return NetworkOutput(*arrays)
         finally:

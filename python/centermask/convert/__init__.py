@@ -1,0 +1,1 @@
+"""Detectors of other projects, made into checkpoints of ours. Needs torch."""
