@@ -24,7 +24,7 @@ from centermask.training.loop import Trainer
 from centermask.training.settings import TrainConfig
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "base": {},  # dcn neck, dynamic masks, GIoU at 12 cells an object, EMA
+    "base": {},  # dcn neck, dynamic masks, GIoU at 12 cells an object, EMA; no mosaic
     "conv": {"neck": "conv"},
     "shape": {"mask_head": "shape"},
     "conv-shape": {"neck": "conv", "mask_head": "shape"},
@@ -36,6 +36,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "aux": {"aux_weight": 1.0},
     "copy-paste": {"copy_paste": 0.5},
     "mosaic": {"mosaic": 0.5},
+    "offset-rate-1": {"offset_rate": 1.0},
     "wide-scale": {"scale": (0.3, 1.5)},
 }
 COLUMNS = ("mask_ap", "mask_ap50", "mask_ap75", "mask_ap_medium", "mask_ap_large", "box_ap", "box_ap50")
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace, name: str, seed: int, out: Path) -> dict[
         "scale": (0.4, 1.25),
         "top_k": arguments.top_k,
         "workers": arguments.workers,
+        "mosaic": 0.0,
         "pretrained": not arguments.init_from,
         "seed": seed,
         "save_minutes": 1e6,

@@ -58,9 +58,11 @@ def run(variant: str, data: Path, out: Path, epochs: int, size: int, init_from: 
         ema=0.98,  # a short run: a longer memory would still hold the start
         freeze_stages=2,
         scale=(1.0, 1.0),
+        mosaic=0.0,
         workers=0,
         mask_jitter=0.03,
         aux_weight=1.0,
+        mask_weight=6.0,
         init_from=init_from,
         pretrained=not init_from,
     )

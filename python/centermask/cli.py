@@ -88,6 +88,12 @@ def _add_predict(commands: Any) -> None:
     _add_model_options(parser)
     parser.add_argument("--coco", metavar="FILE", help="write all results as one COCO JSON file")
     parser.add_argument(
+        "--class-agnostic",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="one label for each object, the best (default: as the model says)",
+    )
+    parser.add_argument(
         "--save-labels",
         choices=("coco", "yolo"),
         help="write labels into DIR, to be corrected by hand: annotations.json (coco) or labels/*.txt (yolo)",
@@ -141,6 +147,7 @@ def _predictor(options: argparse.Namespace, score: float | None, max_instances: 
         threads=options.threads,
         score_threshold=score,
         max_instances=max_instances,
+        class_agnostic=getattr(options, "class_agnostic", None),
     )
 
 
@@ -259,6 +266,9 @@ def _add_export(commands: Any) -> None:
         "--max-overlap", type=float, metavar="IOU", help="above it two instances of a class are one (default: 0.65)"
     )
     parser.add_argument(
+        "--class-agnostic", action="store_true", help="that holds between classes too: an object has one label"
+    )
+    parser.add_argument(
         "--training-data", default=None, metavar="TEXT", help="what it was trained on, for the metadata"
     )
     parser.add_argument(
@@ -297,6 +307,7 @@ def _export(options: argparse.Namespace) -> int:
         precision=options.precision,
         score_threshold=options.score,
         max_overlap=options.max_overlap,
+        class_agnostic=options.class_agnostic,
         training_data=options.training_data,
         ap=average_precisions,
     )

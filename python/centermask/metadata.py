@@ -32,6 +32,7 @@ class ModelInfo:
         score_threshold: Threshold for showing, 0..1; the graph itself keeps every peak above a lower one.
         max_overlap: Of two instances of a class whose boxes overlap more than this (IoU), the Predictor keeps the
             better one.
+        class_agnostic: Of two instances of different classes as well, so that an object has one label only.
         mask_head: `dynamic`, `shape` or `none`.
         box_margin: Masks are clipped to the box grown by this fraction on each side.
         training_data: What the weights were trained on, in words.
@@ -49,6 +50,7 @@ class ModelInfo:
     stride: int = STRIDE
     score_threshold: float = 0.3
     max_overlap: float = 0.65
+    class_agnostic: bool = False
     training_data: str = ""
     ap: tuple[tuple[str, float], ...] = ()
 
@@ -83,6 +85,7 @@ class ModelInfo:
             "top_k": str(self.top_k),
             "score_threshold": repr(self.score_threshold),
             "max_overlap": repr(self.max_overlap),
+            "class_agnostic": json.dumps(self.class_agnostic),
             "mask_head": self.mask_head,
             "box_margin": repr(self.box_margin),
             "training_data": self.training_data,
@@ -139,6 +142,7 @@ class _Reader:
             top_k=self._parsed("top_k", int),
             score_threshold=self._parsed("score_threshold", float),
             max_overlap=self._parsed("max_overlap", float),
+            class_agnostic=self._flag("class_agnostic"),
             mask_head=self._choice("mask_head", get_args(MaskHead)),
             box_margin=self._parsed("box_margin", float),
             training_data=self._text("training_data"),
@@ -167,6 +171,13 @@ class _Reader:
             raise ModelFileError(
                 f"{self._source}: metadata '{PREFIX}{key}' cannot be read: {text!r} ({error})"
             ) from None
+
+    def _flag(self, key: str) -> bool:
+        """`true` or `false`; absent means false."""
+        text = self._metadata.get(PREFIX + key, "false")
+        if text not in ("true", "false"):
+            raise ModelFileError(f"{self._source}: metadata '{PREFIX}{key}' must be true or false, got {text!r}")
+        return text == "true"
 
     def _list(self, key: str) -> list[Any]:
         value = self._parsed(key, json.loads)

@@ -75,6 +75,8 @@ class Predictor:
         max_instances: Most instances for each picture, best first; None keeps all (the model's top_k bounds them).
         max_overlap: Of two instances of a class whose boxes overlap more than this (IoU, 0..1) the better one is kept,
             since a large object can have several peaks. 1 keeps both; None takes the model's own.
+        class_agnostic: `max_overlap` holds between classes too, so that an object has one label only; None takes the
+            model's own.
         clip_boxes: Clip boxes to the picture, and leave out those wholly outside. Published detectors do not.
 
     Raises:
@@ -98,6 +100,7 @@ class Predictor:
         score_threshold: float | None = None,
         max_instances: int | None = None,
         max_overlap: float | None = None,
+        class_agnostic: bool | None = None,
         clip_boxes: bool = True,
     ) -> None:
         if max_overlap is not None and not 0 <= max_overlap <= 1:
@@ -114,6 +117,7 @@ class Predictor:
             self.network = model
         self.score_threshold = self.info.score_threshold if score_threshold is None else score_threshold
         self.max_overlap = self.info.max_overlap if max_overlap is None else max_overlap
+        self.class_agnostic = self.info.class_agnostic if class_agnostic is None else class_agnostic
         self.max_instances = max_instances
         self.clip_boxes = clip_boxes
         self._threads = threads
@@ -179,6 +183,7 @@ class Predictor:
             score_threshold=self.score_threshold,
             max_instances=self.max_instances,
             max_overlap=self.max_overlap,
+            class_agnostic=self.class_agnostic,
             clip_boxes=self.clip_boxes,
             source=source,
             threads=self._threads,
@@ -197,6 +202,7 @@ def to_instances(
     score_threshold: float = 0.0,
     max_instances: int | None = None,
     max_overlap: float = 1.0,
+    class_agnostic: bool = False,
     clip_boxes: bool = True,
     source: ImageInput | None = None,
     threads: int | None = None,
@@ -212,6 +218,7 @@ def to_instances(
         score_threshold: Least score that is kept.
         max_instances: Most that are kept.
         max_overlap: See `without_duplicates`.
+        class_agnostic: Look for duplicates among all classes together.
         clip_boxes: See `Predictor`.
         source: The picture or its path, for drawing later.
         threads: For the masks; None takes all cores.
@@ -229,7 +236,8 @@ def to_instances(
         boxes = boxes.clip(0, [width, height, width, height]).astype(np.float32)
         is_inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         keep = keep[is_inside[keep]]
-    keep = keep[without_duplicates(input_boxes[keep], output.labels[row, keep], max_overlap)][:max_instances]
+    groups = output.labels[row, keep] * (not class_agnostic)
+    keep = keep[without_duplicates(input_boxes[keep], groups, max_overlap)][:max_instances]
     labels = output.labels[row, keep]
     masks = None
     if info.mask_head != "none" and output.mask_params is not None and output.mask_features is not None:

@@ -216,6 +216,16 @@ def test_duplicates_go_before_the_number_is_limited(model: Path) -> None:
     assert Predictor(model, max_overlap=1.0).max_overlap == 1.0
 
 
+def test_one_label_for_an_object_on_request(model: Path) -> None:
+    output = outputs([[4, 4, 30, 30], [5, 4, 31, 30], [40, 40, 60, 60]], [0.9, 0.8, 0.7])
+    output = output._replace(labels=np.array([[0, 1, 1, -1]]))
+    settings = {"image_size": (64, 64), "image_to_input": np.eye(2, 3), "max_overlap": 0.5}
+    assert to_instances(output, 0, tiny_model.INFO, **settings).labels.tolist() == [0, 1, 1]
+    assert to_instances(output, 0, tiny_model.INFO, class_agnostic=True, **settings).labels.tolist() == [0, 1]
+    assert not Predictor(model).class_agnostic
+    assert Predictor(model, class_agnostic=True).class_agnostic
+
+
 # ---- bad pictures ----
 
 

@@ -53,6 +53,7 @@ def export(
     graph_score_threshold: float = GRAPH_SCORE_THRESHOLD,
     score_threshold: float | None = None,
     max_overlap: float | None = None,
+    class_agnostic: bool = False,
     training_data: str | None = None,
     ap: Mapping[str, float] | None = None,
 ) -> Report:
@@ -67,6 +68,7 @@ def export(
         graph_score_threshold: Peaks below it are cut off in the graph, 0..1.
         score_threshold: Threshold for showing that the file recommends, 0..1; 0.3 if None.
         max_overlap: Box IoU above which the Predictor takes two instances of a class for one, 0..1; 0.65 if None.
+        class_agnostic: That holds between classes too, so that an object has one label only.
         training_data: What the weights were trained on, in words; None takes what the checkpoint says.
         ap: Measured average precisions by name, for the metadata.
 
@@ -95,7 +97,11 @@ def export(
         model = checkpoint.build()
         if training_data is None:
             training_data = ", ".join(str(name) for name in checkpoint.info.get("data", ()))
-    settings: dict[str, Any] = {"training_data": training_data or "", "ap": tuple((ap or {}).items())}
+    settings: dict[str, Any] = {
+        "training_data": training_data or "",
+        "ap": tuple((ap or {}).items()),
+        "class_agnostic": class_agnostic,
+    }
     if score_threshold is not None:
         settings["score_threshold"] = score_threshold
     if max_overlap is not None:

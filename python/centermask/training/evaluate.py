@@ -129,7 +129,9 @@ def evaluate(
         kinds = (*kinds, "boundary")
     totals = np.sum([*seconds.values()], axis=0)
     evidence = replace(_evidence(dataset, results, kinds, done), seconds=seconds)
-    return Figures(_compare(evidence, kinds), 1e3 * median(totals) if len(totals) else None, (), evidence), failures
+    # A model for crowds gives more than COCO's hundred results a picture, and all of them count.
+    figures = _compare(evidence, kinds, max(100, predictor.info.top_k))
+    return Figures(figures, 1e3 * median(totals) if len(totals) else None, (), evidence), failures
 
 
 def _evidence(
@@ -144,9 +146,14 @@ def _evidence(
     return Evidence(truth, results, labelled, "segm" in kinds, lambda key: dataset.image(positions[key]))
 
 
-def _compare(evidence: Evidence, kinds: Sequence[IouType]) -> dict[str, Any]:
+def _compare(evidence: Evidence, kinds: Sequence[IouType], max_dets: int = 100) -> dict[str, Any]:
     return evaluate_coco(
-        evidence.truth, evidence.results, iou_types=kinds, known_categories=evidence.known, curves=True
+        evidence.truth,
+        evidence.results,
+        iou_types=kinds,
+        known_categories=evidence.known,
+        max_dets=max_dets,
+        curves=True,
     )
 
 

@@ -153,6 +153,11 @@ class Objective(nn.Module):
             # One map for all classes: a cell without an object is known to be free only where all classes are labelled.
             free = batch.known_classes.all(dim=1)[:, None, None, None] & (self.ignored(batch)[:, None] == 0)
             weight = ((covered > 0) | free).to(covered.dtype)
+        # Saliency is a factor of the masks and must mean what it says: the focal loss would shrink it.
+        if self.semantic is None:
+            return F.binary_cross_entropy_with_logits(logits, covered, weight, reduction="sum") / weight.sum().clamp(
+                min=1
+            )
         return binary_focal_loss(logits, covered, weight) / covered.sum().clamp(min=1.0)
 
     @staticmethod

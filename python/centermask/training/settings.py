@@ -67,7 +67,7 @@ class TrainConfig:
     scale: tuple[float, float] = option((0.6, 1.3), "range of the crop's side as a share of the picture's longer side")
     aspect: float = option(1.0, "largest random change of the aspect ratio, as a factor; 1 for none")
     rotation: float = option(0.0, "largest random rotation in degrees; 0 for none")
-    mosaic: float = option(0.0, "probability that a sample is made of four pictures")
+    mosaic: float = option(0.5, "probability that a sample is made of four pictures")
     copy_paste: float = option(0.0, "probability that objects of another picture are pasted into a sample")
     data_weights: tuple[float, ...] = option((), "how often to show each data set's pictures; default: once an epoch")
     repeat_threshold: float = option(0.0, "repeat pictures of classes rarer than this share (LVIS); 0 for off")
