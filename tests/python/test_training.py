@@ -113,6 +113,19 @@ def test_a_stopped_run_goes_on_exactly(settings, tmp_path, variant, schedule, ex
     assert final.build()(torch.zeros(1, 3, 64, 64)).heatmap.isfinite().all()
 
 
+def test_an_interrupted_run_goes_on_where_it_stopped(settings):
+    trainer = Recorded(settings)
+    trainer.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    second = Recorded(replace(settings, resume=True))
+    assert second.step == 1
+    second.fit()
+    straight = Recorded(replace(settings, out=settings.out + "2"))
+    straight.fit()
+    assert trainer.terms + second.terms == straight.terms
+
+
 def test_losses_are_finite_and_the_rate_is_used(settings):
     trainer = Recorded(settings)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}

@@ -155,6 +155,7 @@ class Trainer:
         self.step = 0
         self.best: dict[str, Any] = {}
         self.saved_at = time.monotonic()
+        self.interrupted = False
         if config.resume:
             self._resume()
 
@@ -246,7 +247,11 @@ class Trainer:
     # ---- running ----
 
     def fit(self) -> dict[str, Any]:
-        """Trains to the end; returns the last evaluation."""
+        """Trains to the end; returns the last evaluation.
+
+        Raises:
+            KeyboardInterrupt: `interrupted` was set; OUT/last.pt holds the step that was under way then.
+        """
         result: dict[str, Any] = {}
         epochs = self.config.epochs
         # A run that was stopped after its last step still has its last evaluation to do.
@@ -296,6 +301,9 @@ class Trainer:
                     self.fabric.log_dict({f"train/{k}": v for k, v in terms.items()}, self.step)
                 # Not after the epoch's last step: its evaluation would be missed by a run that goes on from there.
                 inside = self.step % self.steps_per_epoch != 0
+                if self.interrupted:
+                    self.save()
+                    raise KeyboardInterrupt
                 if inside and time.monotonic() - self.saved_at > self.config.save_minutes * 60:
                     self.save()
 
