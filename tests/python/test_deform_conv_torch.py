@@ -150,6 +150,11 @@ def test_places_are_float32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         offset, mask = layer.places(torch.randn(1, 4, 6, 6))
         assert offset.dtype == mask.dtype == torch.float32
+        torch.nn.init.normal_(layer.conv_offset.weight)
+        x = torch.randn(1, 4, 6, 6)
+        offset, _ = layer.places(x)
+        with torch.autocast("cpu", enabled=False):
+            torch.testing.assert_close(offset, layer.places(x)[0], rtol=0, atol=0)  # not rounded on the way
         assert layer(torch.randn(1, 4, 6, 6)).dtype == torch.float32
 
 
