@@ -61,6 +61,8 @@ namespace centermask::cuda::emulator {
 
 struct Settings {
   int compute_capability = 90;
+  int code_capability = 0;  // of the card that the code was made for, if it is an older one's PTX
+  bool sm90a = true;        // whether sm_90 finds code made for it alone
   int multiprocessors = 4;
   // 0 runs blocks and threads in order. Others shuffle them; CENTERMASK_EMULATOR_SEED in the environment sets it too.
   unsigned seed = 0;
@@ -145,7 +147,17 @@ void launch(const char* op, void (*kernel)(Parameters...), dim3 grid, dim3 block
 void fill_bytes(const char* op, void* data, int value, std::size_t bytes, const CudaStream& stream);
 int device_attribute(const char* op, cudaDeviceAttr attribute, const CudaStream& stream);
 
-inline int compute_capability(const char*, const CudaStream&) { return emulator::settings().compute_capability; }
+struct CodeFeatures {
+  int capability = 0;
+  bool sm90a = false;
+};
+
+inline CodeFeatures code_features(const char*, const CudaStream&) {
+  const emulator::Settings& s = emulator::settings();
+  const bool older = s.code_capability > 0 && s.code_capability < s.compute_capability;
+  const int capability = older ? s.code_capability : s.compute_capability;
+  return {capability, s.sm90a && capability == 90};
+}
 
 }  // namespace centermask::cuda
 

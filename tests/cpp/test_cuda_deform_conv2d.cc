@@ -266,6 +266,36 @@ void test_errors() {
               "x must be float32, float16 or bfloat16 on CUDA, got float64");
 }
 
+#if defined(CENTERMASK_CUDA_EMULATED)
+// A card that runs what was made for another one: PTX of sm_75, and sm_90's code without wgmma.
+void test_other_code() {
+  const DeviceBuffer<unsigned char> memory(1 << 16);
+  const TensorView x = device_view(memory, DType::kFloat16, {1, 8, 4, 4});
+  const TensorView weight = device_view(memory, DType::kFloat16, {300, 8, 1, 1});
+  const TensorView offset = device_view(memory, DType::kFloat16, {1, 2, 4, 4});
+  const auto bytes = [&] { return deform_conv2d_workspace_cuda(x, weight, offset, {}, {}); };
+  cuda::emulator::Settings& settings = cuda::emulator::settings();
+  const cuda::emulator::Settings before = settings;
+  const Case shape = {1, 16, 9, 8, 130, 3, 2, 1, 2, 2, 1, 2};
+  const Variant variant = {DType::kFloat16, false, false, true, false, true, true, false};
+
+  settings.compute_capability = 75;
+  const std::size_t simt = bytes();
+  settings.compute_capability = 90;
+  CHECK(bytes() != simt);  // tiles of sm_90 have more out channels
+  settings.code_capability = 75;
+  CHECK(bytes() == simt);
+  run(shape, variant, 1, false);
+  settings.code_capability = 100;  // never more than the card
+  CHECK(bytes() != simt);
+  settings.code_capability = 0;
+  settings.sm90a = false;
+  CHECK(bytes() != simt);
+  run(shape, variant, 1, false);
+  settings = before;
+}
+#endif
+
 }  // namespace
 
 int main() {
@@ -275,6 +305,7 @@ int main() {
     cuda::emulator::settings().compute_capability = capability;
     test_against_cpu();
   }
+  test_other_code();
 #else
   test_against_cpu();
 #endif

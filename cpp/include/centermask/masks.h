@@ -43,8 +43,8 @@ struct AssembleMasksParams {
 };
 
 struct AssembleMasksInputs {
-  TensorView mask_features;  // float32 [M, h, w], any strides
-  TensorView mask_params;    // float32 [I, P], any strides
+  TensorView mask_features;  // float32 (on CUDA also float16, bfloat16) [M, h, w], any strides
+  TensorView mask_params;    // float32 (on CUDA also float16, bfloat16) [I, P], any strides
   TensorView boxes;          // float32 [I, 4], any strides
   TensorView labels;         // int64 [I], for kShape with M > 1; a negative label (no instance) gives an empty mask
 };

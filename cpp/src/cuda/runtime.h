@@ -10,6 +10,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstddef>
 
 #include "centermask/cuda.h"
@@ -76,11 +77,45 @@ inline int device_attribute(const char* op, cudaDeviceAttr attribute, const Cuda
   return value;
 }
 
-// 80 for sm_80, and so on.
-inline int compute_capability(const char* op, const CudaStream& stream) {
-  return 10 * device_attribute(op, cudaDevAttrComputeCapabilityMajor, stream) +
-         device_attribute(op, cudaDevAttrComputeCapabilityMinor, stream);
+#if defined(__CUDACC__)
+// Which code of this library a card runs need not be the card's own: PTX made for an older card is compiled for it by
+// the driver, and has that card's instructions only. This kernel is never launched; its attributes tell. Code made for
+// sm_90a has another bound than all other.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define CENTERMASK_PROBE_THREADS 256
+#else
+#define CENTERMASK_PROBE_THREADS 128
+#endif
+template <int kUnused>
+__global__ void __launch_bounds__(CENTERMASK_PROBE_THREADS) code_probe() {}
+#undef CENTERMASK_PROBE_THREADS
+
+// What the code that runs on the stream's device may use: `capability`, 80 for sm_80 and so on, is the lower of the
+// card's and of the one that the code was made for.
+struct CodeFeatures {
+  int capability = 0;
+  bool sm90a = false;
+};
+
+inline CodeFeatures code_features(const char* op, const CudaStream& stream) {
+  constexpr int kRemembered = 64;
+  static std::atomic<int> remembered[kRemembered];  // 2 * capability + sm90a; 0: not asked yet
+  const bool remember = stream.device >= 0 && stream.device < kRemembered;
+  int known = remember ? remembered[stream.device].load(std::memory_order_relaxed) : 0;
+  if (known == 0) {
+    const DeviceGuard guard(stream, op);
+    cudaFuncAttributes code;
+    check(cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(&code_probe<0>)), op, "cudaFuncGetAttributes");
+    int capability = 10 * device_attribute(op, cudaDevAttrComputeCapabilityMajor, stream) +
+                     device_attribute(op, cudaDevAttrComputeCapabilityMinor, stream);
+    if (code.ptxVersion < capability) capability = code.ptxVersion;
+    if (code.binaryVersion < capability) capability = code.binaryVersion;
+    known = 2 * capability + (capability == 90 && code.maxThreadsPerBlock != 128 ? 1 : 0);
+    if (remember) remembered[stream.device].store(known, std::memory_order_relaxed);
+  }
+  return {known / 2, known % 2 != 0};
 }
+#endif
 
 }  // namespace centermask::cuda
 #endif

@@ -226,7 +226,7 @@ void run(const BackwardPlan& p, const Parts& parts, const TensorView& grad_outpu
          const TensorView& weight, const TensorView& offset, const TensorView& mask,
          const DeformConv2dGradients& gradients, const CudaStream& stream) {
   const DeformConv2dShape& s = p.shape;
-  const Math math = cuda::compute_capability(kOp, stream) < 80          ? Math::kSimt
+  const Math math = cuda::code_features(kOp, stream).capability < 80    ? Math::kSimt
                     : s.dtype != DType::kFloat32 || s.params.allow_tf32 ? Math::kTensor
                                                                         : Math::kFloat32;
   const Geometry geometry = geometry_of(s, offset, mask);

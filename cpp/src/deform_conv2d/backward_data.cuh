@@ -176,7 +176,10 @@ struct Scatter {
 template <class T, Math kMath, bool kAll>
 __global__ void __launch_bounds__(kDataThreads, kAll && sizeof(T) == 2 ? kDataBlocks : 2)
     backward_data_kernel(const DataArguments a) {
-  if constexpr (!available<kMath>) return;
+  if constexpr (!available<kMath>) {
+    __trap();
+    return;
+  }
   CENTERMASK_DYNAMIC_SHARED(memory);
   DataShared& shared = *reinterpret_cast<DataShared*>(memory);
   unsigned char* weight_tiles = memory + sizeof(DataShared);

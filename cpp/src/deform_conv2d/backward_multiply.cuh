@@ -17,7 +17,7 @@ namespace centermask::deform_cuda {
 // does not fit when they add to a large sum; so their sums are kept short, and added up by ordinary additions.
 enum class Math { kSimt, kTensor, kFloat32 };
 
-// Kernels are empty for cards that cannot run them; the host does not launch them there.
+// Kernels only trap on cards that cannot run them; the host does not launch them there.
 template <Math kMath>
 constexpr bool available = kMath == Math::kSimt || CENTERMASK_HAVE_MMA != 0;
 

@@ -92,7 +92,10 @@ struct Neighbours {
 template <class T, Math kMath>
 __global__ void __launch_bounds__(kWeightThreads, sizeof(T) == 2 && kMath == Math::kTensor ? 2 : 1)
     backward_weight_kernel(const WeightArguments a) {
-  if constexpr (!available<kMath>) return;
+  if constexpr (!available<kMath>) {
+    __trap();
+    return;
+  }
   CENTERMASK_DYNAMIC_SHARED(memory);
   WeightShared<T>& shared = *reinterpret_cast<WeightShared<T>*>(memory);
   constexpr int kSlice = kSlicePositions<T>, kUnits = static_cast<int>(64 * sizeof(T) / 16);

@@ -96,7 +96,7 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   const DeformConv2dShape& s = plan.shape;
   if (x.device.type != DeviceType::kCuda) fail(ErrorKind::kValue, kOp, ": x must be on a CUDA device");
   const CudaStream device{nullptr, x.device.index};
-  const int capability = cuda::compute_capability(kOp, device);
+  const cuda::CodeFeatures code = cuda::code_features(kOp, device);
   const std::int64_t shared_limit = cuda::device_attribute(kOp, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   const int multiprocessors = cuda::device_attribute(kOp, cudaDevAttrMultiProcessorCount, device);
 
@@ -143,9 +143,9 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   a.x_row = static_cast<std::int32_t>(strides[2]), a.x_pixel = static_cast<std::int32_t>(strides[3]);
 
   plan.full_precision = s.dtype == DType::kFloat32 && !params.allow_tf32;
-  plan.kernel = capability >= 80 && !tuning.simt ? Kernel::kMma : Kernel::kSimt;
+  plan.kernel = code.capability >= 80 && !tuning.simt ? Kernel::kMma : Kernel::kSimt;
 #if defined(CENTERMASK_SM90A)
-  if (capability == 90 && plan.kernel == Kernel::kMma && !plan.full_precision && tuning.wgmma) {
+  if (code.sm90a && plan.kernel == Kernel::kMma && !plan.full_precision && tuning.wgmma) {
     plan.kernel = Kernel::kWgmma;
   }
 #endif

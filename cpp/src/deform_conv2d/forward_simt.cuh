@@ -1,5 +1,5 @@
-// The forward kernel without tensor cores: for every type below sm_80, and for float32 in full precision. The same walk
-// and the same samples as forward_mma.cuh; the products are register blocks of fused multiply-adds.
+// The forward kernel without tensor cores, for every type below sm_80. The same walk and the same samples as
+// forward_mma.cuh; the products are register blocks of fused multiply-adds.
 #pragma once
 
 #include "cuda/mma.h"
