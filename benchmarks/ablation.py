@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace, name: str, seed: int, out: Path) -> dict[
         "top_k": arguments.top_k,
         "workers": arguments.workers,
         "mosaic": 0.0,
+        "offset_rate": arguments.offset_rate,
         "pretrained": not arguments.init_from,
         "seed": seed,
         "save_minutes": 1e6,
@@ -114,6 +115,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--top-k", type=int, default=100)
     parser.add_argument("--precision", default="bf16" if torch.cuda.is_available() else "32")
+    parser.add_argument("--offset-rate", type=float, default=0.1, help="of all runs whose name does not say another")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, help="CPU threads of each run")
     parser.add_argument("--init-from", default="", help="checkpoint to start from in place of ImageNet weights")
@@ -127,6 +129,10 @@ def main() -> int:
         partial(run, arguments),
         [] if arguments.table else jobs,
         arguments.out,
+        {
+            name: getattr(arguments, name)
+            for name in ("epochs", "size", "batch_size", "top_k", "precision", "offset_rate")
+        },
         parallel=arguments.parallel,
         threads=arguments.threads,
         minutes=arguments.minutes,

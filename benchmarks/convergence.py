@@ -2,9 +2,10 @@
 
     python benchmarks/convergence.py DATA [--out DIR] [--seeds 3] [--parallel 1] [--steps 1000] [--plot FILE.png]
 
-`shipped` is centermask's recipe without the average of weights, so that every run is judged as it is. The names below
-it put one old setting in its place; `old` has all of them, and `old-but-X` all but X. A run ends where a loss or a
-gradient stops being finite. Prints a table and leaves OUT/<name>-<seed>.json with the losses on the way.
+`shipped` is centermask's recipe without mosaic, without the average of weights, so that every run is judged as it is,
+and with the backbone at the full rate. The names below it put one old setting in its place; `old` has all of them, and
+`old-but-X` all but X. A run ends where a loss or a gradient stops being finite. Prints a table and leaves
+OUT/<name>-<seed>.json with the losses on the way.
 """
 
 from __future__ import annotations
@@ -54,7 +55,6 @@ SHIPPED = {
     "rate": "scaled",
     "warmup": 100,
     "clip": 10.0,
-    "offset_rate": 0.1,
 }
 CASES: dict[str, dict[str, Any]] = {
     "shipped": {},
@@ -107,7 +107,7 @@ def make_optimizer(settings: dict[str, Any], objective: Objective) -> torch.opti
 
 def run(arguments: argparse.Namespace, name: str, seed: int, out: Path) -> dict[str, Any]:
     """One run of `steps` steps."""
-    settings = {**SHIPPED, **CASES[name]}
+    settings = {**SHIPPED, "offset_rate": arguments.offset_rate, **CASES[name]}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     # Without padding the maps do not lie on the masks' cells any more: boxes alone can be learned then.
@@ -229,6 +229,7 @@ def main() -> int:
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--offset-rate", type=float, default=0.1, help="of all runs whose name does not say another")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, help="CPU threads of each run")
     parser.add_argument("--init-from", default="", help="checkpoint with the backbone's weights, for ImageNet's")
@@ -242,6 +243,7 @@ def main() -> int:
         partial(run, arguments),
         [] if arguments.table else jobs,
         arguments.out,
+        {name: getattr(arguments, name) for name in ("steps", "size", "offset_rate")},
         parallel=arguments.parallel,
         threads=arguments.threads,
         minutes=arguments.minutes,

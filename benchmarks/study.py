@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,14 @@ Run = Callable[[str, int, Path], dict[str, Any]]
 
 
 def run_all(
-    run: Run, jobs: Sequence[tuple[str, int]], out: Path, *, parallel: int, threads: int | None, minutes: float
+    run: Run,
+    jobs: Sequence[tuple[str, int]],
+    out: Path,
+    options: Mapping[str, Any],
+    *,
+    parallel: int,
+    threads: int | None,
+    minutes: float,
 ) -> bool:
     """Makes the runs that OUT does not hold yet.
 
@@ -30,17 +37,28 @@ def run_all(
         run: Picklable.
         jobs: In the order in which they are begun.
         out: Gets `<name>-<seed>.json`, written when the run is over.
+        options: What all runs are made with; a file that was made with others is not taken for this study's.
         parallel: Processes.
         threads: CPU threads of each.
         minutes: No run is begun after this time.
 
     Returns:
         Whether none failed. A run that fails is reported and the others go on.
+
+    Raises:
+        ValueError: OUT holds runs that were made with other options.
     """
     out.mkdir(parents=True, exist_ok=True)
+    wanted = {(name, seed) for name, seed in jobs}
+    for row in rows(out):
+        if (row["name"], row["seed"]) in wanted and row.get("options") != options:
+            raise ValueError(
+                f"{out}: {row['name']}-{row['seed']} was made with {row.get('options')}, not {options}: "
+                "choose another OUT"
+            )
     context = multiprocessing.get_context("spawn")
     lock, place = context.Lock(), context.Value("i", 0, lock=False)
-    arguments = (run, list(jobs), out, lock, place, threads, time.time() + 60 * minutes)
+    arguments = (run, list(jobs), out, dict(options), lock, place, threads, time.time() + 60 * minutes)
     processes = [context.Process(target=_work, args=arguments) for _ in range(parallel)]
     for process in processes:
         process.start()
@@ -50,7 +68,14 @@ def run_all(
 
 
 def _work(
-    run: Run, jobs: list[tuple[str, int]], out: Path, lock: Any, place: Any, threads: int | None, end: float
+    run: Run,
+    jobs: list[tuple[str, int]],
+    out: Path,
+    options: dict[str, Any],
+    lock: Any,
+    place: Any,
+    threads: int | None,
+    end: float,
 ) -> None:
     if threads:
         torch.set_num_threads(threads)
@@ -72,7 +97,8 @@ def _work(
             traceback.print_exc()
             failed = True
             continue
-        row = {"name": name, "seed": seed, "seconds": time.monotonic() - started, "torch": torch.__version__, **row}
+        taken = {"seconds": time.monotonic() - started, "torch": torch.__version__, "options": options}
+        row = {"name": name, "seed": seed, **taken, **row}
         temporary = path.with_suffix(".part")
         temporary.write_text(json.dumps(row, indent=1))
         temporary.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -188,6 +189,7 @@ def test_box_only_models_give_no_masks() -> None:
     assert to_instances(output, 0, info, image_size=(64, 64), image_to_input=np.eye(2, 3)).masks is None
 
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 BOXES = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [2, 0, 12, 10], [50, 0, 60, 10], [0, 0, 10, 10]], np.float32)
 LABELS = np.array([0, 0, 0, 0, 1])
 
@@ -294,6 +296,16 @@ def test_extreme_sizes_give_a_result(predictor: Predictor, size: tuple[int, int]
 
 
 # ---- bad models ----
+
+
+@pytest.mark.parametrize(("name", "data"), [("default", "animals"), ("nuclei", "nuclei")])
+def test_embedded_models_say_what_was_measured_of_them(name: str, data: str) -> None:
+    info = Predictor(name).info
+    assert info.training_data
+    measured = json.loads((RESULTS / name / f"eval_{data}.json").read_text())
+    assert info.ap
+    for key, value in info.ap:
+        assert value == measured[key.removeprefix(f"{data} val ")]
 
 
 def test_missing_models_are_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,20 @@ def test_a_class_taken_for_another_is_confusion_and_said() -> None:
     assert "a note &lt;b&gt;" in page
     # The miss, two false alarms (the dog on a cat is one), two loose masks.
     assert page.count("<img ") == 5
+
+
+def test_as_many_results_count_as_the_average_precision_counts() -> None:
+    """A crowd of 150, each found."""
+    masks = [entry(ellipse(3 + 6 * (n % 15), 3 + 6 * (n // 15), 2, 2), 1, 1) for n in range(150)]
+    truth = [{**row, "id": n + 1, "iscrowd": 0} for n, row in enumerate(masks)]
+    results = [{**row, "score": 0.9 - n / 1000} for n, row in enumerate(masks)]
+    _, document, _ = planted()
+    document = {**document, "annotations": truth, "images": document["images"][:1]}
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    evidence = Evidence(document, results, {1: {1, 2}}, True, lambda _: picture, "crowd", max_dets=400)
+    assert analyse(evidence).classes["cat"].recall == 1.0
+    assert not analyse(evidence).misses
+    assert analyse(replace(evidence, max_dets=100)).classes["cat"].recall == pytest.approx(100 / 150)
 
 
 def test_boxes_alone_and_no_result_at_all() -> None:

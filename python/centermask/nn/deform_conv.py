@@ -203,7 +203,11 @@ class DeformConvPack(DeformConv2d):
         Both in float32 (or wider), also under autocast: in half precision an offset far from zero would lose up to an
         eighth of a pixel.
         """
-        predicted = self.conv_offset(x)
+        if torch.is_autocast_enabled(x.device.type) and self.conv_offset.weight.dtype == torch.float32:
+            with torch.autocast(x.device.type, enabled=False):  # what is rounded once stays so
+                predicted = self.conv_offset(x.float())
+        else:
+            predicted = self.conv_offset(x)
         if predicted.dtype in (torch.float16, torch.bfloat16):
             predicted = predicted.float()
         taps = self.offset_groups * self.kernel_size[0] * self.kernel_size[1]

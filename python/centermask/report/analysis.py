@@ -16,8 +16,6 @@ IOU = 0.5
 """From which a result counts as having found an object."""
 BINS = 10
 WORST = 24
-MOST_RESULTS = 100
-"""Best results of a picture and class that count, as in COCO."""
 
 MISSED = -1
 IGNORED = -2
@@ -225,7 +223,7 @@ def _compare(
     rank = np.zeros(len(results), np.int64)
     for label in np.unique(labels):
         rank[labels == label] = np.arange((labels == label).sum())
-    keep = np.flatnonzero(rank < MOST_RESULTS)
+    keep = np.flatnonzero(rank < evidence.max_dets)
     results, labels = [results[i] for i in keep.tolist()], labels[keep]
     truth_labels = np.array([label_of[row["category_id"]] for row in truths], np.int64)
     crowd = np.array([bool(row.get("iscrowd", 0)) for row in truths], np.bool_)

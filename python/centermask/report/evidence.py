@@ -21,6 +21,7 @@ class Evidence:
         has_masks: Compare masks; else boxes.
         picture: Gives the picture of an image id, uint8 RGB [h, w, 3].
         title: What was evaluated, on what.
+        max_dets: Best results of a picture and class that count.
         seconds: For each step (preprocess, network, masks) the time of each picture; empty for a result file.
     """
 
@@ -30,4 +31,5 @@ class Evidence:
     has_masks: bool
     picture: Callable[[Any], NDArray[np.uint8]]
     title: str = ""
+    max_dets: int = 100
     seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,10 +129,10 @@ def evaluate(
     if boundary and "segm" in kinds:
         kinds = (*kinds, "boundary")
     totals = np.sum([*seconds.values()], axis=0)
-    evidence = replace(_evidence(dataset, results, kinds, done), seconds=seconds)
     # A model for crowds gives more than COCO's hundred results a picture, and all of them count.
-    figures = _compare(evidence, kinds, max(100, predictor.info.top_k))
-    return Figures(figures, 1e3 * median(totals) if len(totals) else None, (), evidence), failures
+    max_dets = max(100, predictor.info.top_k)
+    evidence = replace(_evidence(dataset, results, kinds, done), seconds=seconds, max_dets=max_dets)
+    return Figures(_compare(evidence, kinds), 1e3 * median(totals) if len(totals) else None, (), evidence), failures
 
 
 def _evidence(
@@ -146,13 +147,13 @@ def _evidence(
     return Evidence(truth, results, labelled, "segm" in kinds, lambda key: dataset.image(positions[key]))
 
 
-def _compare(evidence: Evidence, kinds: Sequence[IouType], max_dets: int = 100) -> dict[str, Any]:
+def _compare(evidence: Evidence, kinds: Sequence[IouType]) -> dict[str, Any]:
     return evaluate_coco(
         evidence.truth,
         evidence.results,
         iou_types=kinds,
         known_categories=evidence.known,
-        max_dets=max_dets,
+        max_dets=evidence.max_dets,
         curves=True,
     )
 
@@ -271,6 +272,12 @@ def _evaluate_results(path: Path, dataset: CocoDataset) -> Figures:
     if "segm" in kinds:
         kinds.append("boundary")
     evidence = _evidence(dataset, kept, kinds, images)
+    crowds = Counter((row["image_id"], row["category_id"]) for row in kept)
+    beyond = sum(max(0, count - evidence.max_dets) for count in crowds.values())
+    if beyond:
+        notes.append(
+            f"{beyond} results beyond the best {evidence.max_dets} of a picture and class do not count, as in COCO"
+        )
     return Figures(_compare(evidence, kinds), None, tuple(notes), evidence)
 
 
