@@ -29,9 +29,10 @@ message(STATUS "centermask: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA
 # Hopper's warpgroup instructions are only in code made for it alone, sm_90a, which needs CUDA 12. There is no other card
 # of 9.0, so that this code takes the place of sm_90's; the PTX stays.
 set(architectures "${CMAKE_CUDA_ARCHITECTURES}")
-if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.0 AND architectures MATCHES "(^|;)90(-real)?(;|$)")
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.0 AND architectures MATCHES "(^|;)90a?(-real)?(;|$)")
   list(TRANSFORM architectures REPLACE "^90$" "90a-real;90-virtual")
   list(TRANSFORM architectures REPLACE "^90-real$" "90a-real")
+  list(REMOVE_DUPLICATES architectures)
   target_compile_definitions(centermask_core PRIVATE CENTERMASK_SM90A=1)
 endif()
 set_target_properties(centermask_core PROPERTIES

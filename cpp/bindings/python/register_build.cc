@@ -22,8 +22,8 @@ py::dict build_info() {
   info["cuda"] = std::string(CENTERMASK_CUDA_VERSION);  // empty: without CUDA
   py::list architectures;
   std::string name;
-  for (const char letter : std::string(CENTERMASK_CUDA_ARCHITECTURES) + ";") {
-    if (letter != ';') {
+  for (const char letter : std::string(CENTERMASK_CUDA_ARCHITECTURES) + " ") {
+    if (letter != ' ') {
       name += letter;
     } else if (!name.empty()) {
       architectures.append(name);

@@ -23,7 +23,9 @@
 namespace centermask::cuda {
 
 inline void check(cudaError_t status, const char* op, const char* what) {
-  if (status != cudaSuccess) fail(ErrorKind::kRuntime, op, ": ", what, ": ", cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // or the next launch, which may be anybody's, would report it once more
+  fail(ErrorKind::kRuntime, op, ": ", what, ": ", cudaGetErrorString(status));
 }
 
 // Makes the stream's device the current one for as long as it lives.

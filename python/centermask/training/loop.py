@@ -31,6 +31,7 @@ from centermask.training.data import CocoDataset, load_datasets, repeat_factors
 from centermask.training.loader import TrainBatch, make_loader
 from centermask.training.mixing import MixOptions
 from centermask.training.objective import LossTask, Objective, default_model_config, first_bad_layer, started_from
+from centermask.training.optimizer import parameter_groups, resumed_state
 from centermask.training.settings import TrainConfig
 from centermask.training.val_split import load_val, must_be_made
 
@@ -48,23 +49,6 @@ def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> f
     if schedule == "cosine":
         return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
     return warm * (0.1 ** ((done >= 2 / 3) + (done >= 8 / 9)))
-
-
-def parameter_groups(objective: Objective, config: TrainConfig, rate: float) -> list[dict[str, Any]]:
-    """Weights with decay; norms and biases without; each split by whose rate it learns at."""
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in objective.named_parameters():
-        if parameter.requires_grad:
-            share = config.backbone_rate if name.startswith("model.backbone.") else 1.0
-            if ".conv_offset." in name:
-                # Adam moves each of their thousands of weights by the whole rate from the first step on, however small
-                # the gradient is: the samples would be pixels away before the neck has learned anything.
-                share = config.offset_rate
-            groups.setdefault((share, parameter.ndim > 1), []).append(parameter)
-    return [
-        {"params": parameters, "lr": rate * share, "weight_decay": config.weight_decay if decays else 0.0}
-        for (share, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
-    ]
 
 
 def freeze_backbone(model: CenterMask, stages: int) -> list[nn.Module]:
@@ -232,10 +216,14 @@ class Trainer:
             )
         for name, (before, now) in self.config.differences(state["settings"]).items():
             logger.warning("%s was %s and is now %s: the run goes on, but not as if never stopped", name, before, now)
+        pictures = checkpoint.info.get("images", len(self.data))
+        if pictures != len(self.data):
+            logger.warning("%s training pictures are now %d: the run goes on with others", pictures, len(self.data))
         self.model.load_state_dict(state["weights"])
         if self.objective.semantic is not None and state.get("auxiliary"):
             self.objective.semantic.load_state_dict(state["auxiliary"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        fresh = self.optimizer.state_dict()
+        self.optimizer.load_state_dict(resumed_state(fresh, state["optimizer"], self.objective, state["settings"]))
         if self.average is not None:
             self.average.module.load_state_dict(checkpoint.model)
             self.average.count = state["averaged"]

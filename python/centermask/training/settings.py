@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-BYSTANDERS = frozenset(
-    {"out", "resume", "init_from", "pretrained", "val_split", "workers", "cache", "eval_every", "save_minutes"}
-)
+BYSTANDERS = frozenset({"out", "resume", "init_from", "pretrained", "workers", "cache", "eval_every", "save_minutes"})
 """Settings that may differ when a run goes on: it takes the same course."""
 
 
