@@ -5,18 +5,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from centermask.training.checkpoint import load_checkpoint
 from centermask.training.evaluate import evaluate_model
 from centermask.training.loop import Trainer
+from centermask.training.recipe import CHOSEN, DataFacts, Machine, choose
 from centermask.training.settings import TrainConfig
+from centermask.training.val_split import must_be_made
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """One option for each field, `data` as positional; the field's metadata holds its help."""
+    """One option for each field, `data` as positional; the field's metadata holds its help.
+
+    Those of `CHOSEN` are in the result only where they were given, and so is `auto`.
+    """
     parser = argparse.ArgumentParser(
         prog="centermask train",
         description="Trains on COCO-style folders, evaluates as it goes, writes OUT/best.pt and OUT/last.pt.",
@@ -25,8 +33,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("data", nargs="+", metavar="DATA", help=_help("data"), default=argparse.SUPPRESS)
     hints = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
-        if field.name != "data":
+        if field.name in CHOSEN:
+            text = f"{_help(field.name)} (default: chosen; {field.default} with --no-auto)"
+            add_option(parser, field.name, hints[field.name], argparse.SUPPRESS, text)
+        elif field.name != "data":
             add_option(parser, field.name, hints[field.name], field.default, _help(field.name))
+    options = ", ".join("--" + name.replace("_", "-") for name in CHOSEN)
+    text = f"choose what is not given of {options} by the data and the machine (default; --resume keeps the saved ones)"
+    parser.add_argument("--auto", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
     return parser
 
 
@@ -77,11 +91,51 @@ def _comma_separated(element: type, count: int | None) -> Any:
     return parse
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Trains; returns the exit code."""
+def configure(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
+    """The settings of a command line, those chosen that it does not give, and what to tell about these.
+
+    Raises:
+        ValueError: Settings or data do not fit.
+        FileNotFoundError: There is no run to resume.
+    """
     values = vars(build_parser().parse_args(arguments))
     values["data"] = tuple(values["data"])
+    auto = values.pop("auto", True)
     config = TrainConfig(**values)
+    given = {name: values[name] for name in CHOSEN if name in values}
+    if len(given) == len(CHOSEN):
+        return config, ""
+    last = Path(config.out) / "last.pt"
+    if config.resume:
+        saved = load_checkpoint(last).training.get("settings", {})
+        kept = {name: saved[name] for name in CHOSEN if name in saved and name not in given}
+        text = "going on with " + " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in kept.items())
+        return dataclasses.replace(config, **kept), text if kept else ""
+    if not auto or last.exists():  # which the trainer refuses
+        return config, ""
+    return _chosen(config, given)
+
+
+def _chosen(config: TrainConfig, given: Mapping[str, Any]) -> tuple[TrainConfig, str]:
+    folders = [Path(path) for path in config.data]
+    make_val = must_be_made(folders, config.val_split)
+    facts = DataFacts.read(folders, classes=config.classes, make_val=make_val)
+    if not facts.pictures:  # the trainer tells why
+        return config, ""
+    processes = int(os.environ.get("WORLD_SIZE", config.devices))
+    recipe = choose(facts, Machine.here(config.accelerator), given=given, processes=processes)
+    text = recipe.text() + ", or --no-auto for fixed defaults"
+    backbone = config.model.split("-")[0]
+    if backbone != "lite0":
+        text += f"\ntime and memory are known for lite0; if {backbone} does not fit, give a smaller --batch-size"
+    return dataclasses.replace(config, **recipe.settings()), text
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Trains; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config, text = configure(arguments)
+    if text and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        print(text, flush=True)
     Trainer(config, evaluate_model).fit()
     return 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
 pytest.importorskip("PIL")
 
-from coco_folders import annotation, coco_folder
+import layout_folders
+from coco_folders import TRIANGLE, annotation, coco_folder
 
 from centermask.training.data import load_datasets
 from centermask.training.recipe import SIZES, DataFacts, Machine, choose, estimated_seconds
@@ -25,7 +27,7 @@ def test_a_hundred_photographs_on_a_laptop_fit_into_the_time() -> None:
     assert recipe.seconds <= 40 * 60
     assert "about" in recipe.text()
     assert "--size 320" in recipe.text()
-    assert len(recipe.reasons) == 3
+    assert len(recipe.reasons) == 5
 
 
 @pytest.mark.parametrize("pictures", [1, 3, 20, 452, 5_000, 118_000])
@@ -72,3 +74,50 @@ def test_facts_of_a_data_set(tmp_path) -> None:
     assert facts.pictures == 4
     assert facts.longest_side == 40.0
     assert facts.small_object == pytest.approx(math.sqrt(26 * 24) / 40)
+
+
+def test_given_settings_stand_and_the_others_are_chosen_to_go_with_them() -> None:
+    free = choose(PHOTOS, LAPTOP)
+    recipe = choose(PHOTOS, LAPTOP, given={"size": 64, "batch_size": 5})
+    assert (recipe.size, recipe.batch_size) == (64, 5)
+    assert set(recipe.settings()) == {"epochs", "learning_rate", "warmup_steps"}
+    assert "--size" not in recipe.text()
+    assert len(recipe.reasons) == 3
+    assert recipe.epochs > free.epochs, "smaller pictures take less time"
+    assert choose(PHOTOS, LAPTOP, given={"epochs": 2}).seconds < free.seconds
+    assert choose(PHOTOS, LAPTOP, given={"epochs": 2}).warmup_steps == 10
+
+
+@pytest.mark.parametrize(("processes", "batch"), [(2, 32), (3, 33), (64, 64)])
+def test_processes_share_the_batch(processes: int, batch: int) -> None:
+    facts, large = DataFacts(5000, 640.0, 0.2), Machine(True, 16, 80 << 30)
+    assert choose(facts, large, processes=processes).batch_size == batch
+    assert choose(facts, large, given={"batch_size": 7}, processes=processes).batch_size == 7
+
+
+@pytest.mark.parametrize("layout", layout_folders.LAYOUTS)
+@pytest.mark.parametrize("classes", [(), ("dog",)])
+@pytest.mark.parametrize("splits", [("train", "val"), ("train",)])
+def test_labels_alone_tell_what_the_loaded_data_would(tmp_path, layout, classes, splits) -> None:
+    root = layout_folders.write(tmp_path / "a", layout, splits)
+    make_val = "val" not in splits
+    loaded = DataFacts.of(load_datasets([root], "train", classes=classes or None, make_val=make_val))
+    read = DataFacts.read([root], classes=classes, make_val=make_val)
+    assert (read.pictures, read.longest_side) == (loaded.pictures, loaded.longest_side)
+    assert read.small_object == pytest.approx(loaded.small_object, rel=1e-6)
+
+
+def test_labels_that_make_no_sense_are_passed_over(tmp_path) -> None:
+    rows = [annotation(1), annotation(2, bbox="wide"), annotation(3, bbox=[0, 0, float("nan"), 3]), annotation(4, 9)]
+    rows += [annotation(5, category=7), annotation(6, bbox=None, segmentation=None), annotation(7, iscrowd=1), 8]
+    rows += [annotation(9, [1]), annotation(10, 1, [1]), annotation(11, bbox=None, segmentation=[TRIANGLE])]
+    root = coco_folder(tmp_path / "a", 2, rows)
+    content = json.loads((root / "train.json").read_text())
+    content["images"] += [5, {"id": [3]}, {"id": 4, "file_name": "none.png"}, {"id": 5, "file_name": "x" * 5000}]
+    content["images"] += [{"id": 6, "file_name": "1.png"}, {"id": 7, "file_name": "2.png", "width": 0, "height": "9"}]
+    (root / "train.json").write_text(json.dumps(content))
+    facts = DataFacts.read([root])
+    assert facts.longest_side == 40.0
+    assert facts.small_object == pytest.approx(math.sqrt(26 * 22) / 40, rel=0.1)
+    (root / "train.json").write_text(json.dumps(content | {"images": [5], "annotations": []}))
+    assert choose(DataFacts.read([root]), LAPTOP).size == 320, "nothing is known of the pictures' sizes"

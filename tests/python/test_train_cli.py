@@ -14,9 +14,14 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 pytest.importorskip("tqdm")
 
+from coco_folders import annotation, coco_folder
+
 from centermask import train_cli
 from centermask.cli import main
+from centermask.config import ModelConfig
+from centermask.training.checkpoint import Checkpoint, save_checkpoint
 from centermask.training.objective import default_model_config
+from centermask.training.recipe import CHOSEN, DataFacts, Machine, choose
 from centermask.training.settings import TrainConfig
 
 
@@ -28,6 +33,7 @@ def parse(*arguments: str) -> TrainConfig:
 
 def test_defaults_are_those_of_the_dataclass() -> None:
     assert parse("a", "b") == TrainConfig(data=("a", "b"))
+    assert train_cli.configure(["a", "b", "--no-auto"]) == (TrainConfig(data=("a", "b")), "")
 
 
 def test_every_field_has_an_option() -> None:
@@ -90,3 +96,113 @@ def test_wrong_settings_and_missing_data_exit_with_2(tmp_path, capsys: pytest.Ca
     assert "size must be a multiple of 32" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "nowhere"), "--out", out, "--accelerator", "cpu"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+GIVEN = ("--size", "96", "--batch-size", "3", "--epochs", "4", "--learning-rate", "0.02", "--warmup-steps", "7")
+"""Each of the options that are chosen where they are missing."""
+
+
+@pytest.fixture
+def data(tmp_path) -> str:
+    folder = tmp_path / "a"
+    for split in ("train", "val"):
+        coco_folder(folder, 6, [annotation(n, n) for n in (1, 2, 3)], split=split)
+    return str(folder)
+
+
+@pytest.fixture
+def laptop(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine(cuda=False, cores=2, memory=16 << 30)
+    monkeypatch.setattr(Machine, "here", lambda accelerator="auto": machine)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    return machine
+
+
+def chosen_of(config: TrainConfig) -> dict[str, object]:
+    return {name: getattr(config, name) for name in CHOSEN}
+
+
+def test_what_is_chosen_reaches_the_trainer_and_is_said_before_it_starts(
+    tmp_path, data: str, laptop: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[tuple[TrainConfig, str]] = []
+
+    class Recorder:
+        def __init__(self, config: TrainConfig, evaluate: object) -> None:
+            trained.append((config, capsys.readouterr().out))
+
+        def fit(self) -> None: ...
+
+    monkeypatch.setattr(train_cli, "Trainer", Recorder)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert main(["train", data, "--out", str(tmp_path / "out"), "--seed", "5"]) == 0
+    ((config, said),) = trained
+    recipe = choose(DataFacts(6, 40.0, 0.62), laptop)
+    assert chosen_of(config) == recipe.settings()
+    assert chosen_of(config) != chosen_of(TrainConfig())
+    assert config.seed == 5
+    assert f"--size {config.size} --batch-size {config.batch_size} --epochs {config.epochs}" in said
+    assert all(reason in said for reason in recipe.reasons)
+    assert "about" in said
+    assert "--no-auto" in said
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", data, "--out", str(tmp_path / "out")]) == 0
+    assert trained[1] == (TrainConfig(**{**vars(config), "seed": 0}), ""), "one process of several speaks"
+
+
+@pytest.mark.parametrize("count", range(len(CHOSEN) + 1))
+def test_what_is_given_is_never_chosen(tmp_path, data: str, laptop: Machine, count: int) -> None:
+    all_given = chosen_of(parse(data, *GIVEN))
+    for start in range(len(CHOSEN)):
+        names = [CHOSEN[(start + n) % len(CHOSEN)] for n in range(count)]
+        at = [GIVEN.index("--" + name.replace("_", "-")) for name in names]
+        arguments = [word for n in at for word in GIVEN[n : n + 2]]
+        config, text = train_cli.configure([data, "--out", str(tmp_path / "out"), *arguments])
+        for name in names:
+            assert getattr(config, name) == all_given[name]
+            assert f"--{name.replace('_', '-')} " not in text
+        assert bool(text) == (count < len(CHOSEN))
+
+
+def test_a_default_that_is_given_counts_as_given(tmp_path, data: str, laptop: Machine) -> None:
+    size = str(TrainConfig().size)
+    assert train_cli.configure([data, "--out", str(tmp_path / "out"), "--size", size])[0].size == TrainConfig().size
+
+
+def test_resume_keeps_what_the_run_began_with(tmp_path, data: str, laptop: Machine) -> None:
+    out = tmp_path / "out"
+    began = {"size": 128, "batch_size": 2, "epochs": 9, "learning_rate": 0.003, "warmup_steps": 11, "seed": 4}
+    model = ModelConfig(class_names=("cat",), category_ids=(1,))
+    save_checkpoint(out / "last.pt", Checkpoint(model, {}, {"settings": began}))
+    config, text = train_cli.configure([data, "--out", str(out), "--resume", "--epochs", "12"])
+    assert chosen_of(config) == {**{name: began[name] for name in CHOSEN}, "epochs": 12}
+    assert config.seed == 0, "only what is chosen is taken over"
+    assert "--size 128" in text
+    assert "--epochs" not in text
+    save_checkpoint(out / "last.pt", Checkpoint(model, {}, {}))
+    config, text = train_cli.configure([data, "--out", str(out), "--resume"])
+    assert (chosen_of(config), text) == (chosen_of(TrainConfig()), ""), "no run to go on from: the trainer says so"
+
+
+def test_nothing_is_chosen_where_the_trainer_refuses(
+    tmp_path, data: str, laptop: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "last.pt").write_bytes(b"a run")
+    assert main(["train", data, "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert "holds a run already" in said.err
+    assert "chosen" not in said.out
+    assert main(["train", data, "--out", str(tmp_path / "none"), "--resume"]) == 2
+    assert "no checkpoint at" in capsys.readouterr().err
+    empty = coco_folder(tmp_path / "empty", 0, [])
+    assert main(["train", str(empty), "--out", str(tmp_path / "o"), "--val-split", "", "--accelerator", "cpu"]) == 2
+    assert "no usable picture" in capsys.readouterr().err
+
+
+def test_a_larger_backbone_is_warned_about(tmp_path, data: str, laptop: Machine) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert "resnet50 does not fit" in train_cli.configure([data, *out, "--model", "resnet50-conv-shape"])[1]
+    assert "does not fit" not in train_cli.configure([data, *out])[1]

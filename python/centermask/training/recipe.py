@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from centermask.config import STRIDE
+from centermask.training.coco_masks import BadMask, extent, read_rings
+from centermask.training.coco_reader import CocoFile, read_json
 from centermask.training.data import CocoDataset
+from centermask.training.yolo import scaled
+
+CHOSEN = ("size", "batch_size", "epochs", "learning_rate", "warmup_steps")
+"""The settings that are chosen."""
 
 SIZES = (192, 256, 320, 384, 448, 512, 640, 768)
 RATE = 1e-3
@@ -29,6 +38,8 @@ _GPU_PICTURE_BYTES = 9e8
 _CPU_SECONDS = 0.2
 """A picture of 320 px on two cores; measured while the embedded model was trained (0.14 s at 272 px, part frozen)."""
 _GPU_SECONDS = 0.006
+_HEADERS = 500
+"""Pictures whose size is looked up in their files where the labels do not tell it."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +92,80 @@ class DataFacts:
             for item in record.annotations
             if not item.ignore
         ]
+        return cls._from(len(data.records), sides, objects)
+
+    @classmethod
+    def read(cls, paths: Sequence[Path], *, classes: Sequence[str] = (), make_val: bool = False) -> DataFacts:
+        """Of the training split on disk, from its labels alone: much quicker than loading it, and nothing is checked.
+
+        Where labels do not tell the sizes of their pictures (YOLO), the headers of some pictures do.
+
+        Args:
+            paths: See `data.load_datasets`.
+            classes: Those to learn; empty for all.
+            make_val: See `coco_reader.read_json`.
+
+        Raises:
+            DataError: A folder or file is missing or not COCO.
+        """
+        pictures, sides, objects, wanted = 0, list[int](), list[float](), set(classes)
+        for path in paths:
+            file = read_json(Path(path), "train", make_val=make_val)
+            pictures += len(file.images)
+            sizes = _picture_sizes(file)
+            sides += [max(size) for size in sizes.values()]
+            for row in file.annotations:
+                if not isinstance(row, dict) or row.get("iscrowd"):
+                    continue
+                key, category = row.get("image_id"), row.get("category_id")
+                name = file.categories.get(category) if isinstance(category, int) else None
+                if name is None or (wanted and name not in wanted):
+                    continue
+                size = sizes.get(key) if isinstance(key, (int, str)) else None
+                area = _box_area(row, size) if size else 0.0
+                if size and area > 0:
+                    objects.append(math.sqrt(area) / max(size))
+        return cls._from(pictures, sides, objects)
+
+    @classmethod
+    def _from(cls, pictures: int, sides: Sequence[int], objects: Sequence[float]) -> DataFacts:
         small = float(np.quantile(objects, _SMALL_SHARE)) if objects else 1.0
-        return cls(len(data.records), float(np.median(sides)), small)
+        return cls(pictures, float(np.median(sides)) if sides else math.inf, small)
+
+
+def _picture_sizes(file: CocoFile) -> dict[int | str, tuple[int, int]]:
+    """Picture id -> width and height, of those whose labels tell it, and of some of the others."""
+    sizes: dict[int | str, tuple[int, int]] = {}
+    silent: list[tuple[int | str, str]] = []
+    for row in file.images:
+        if not isinstance(row, dict) or not isinstance(row.get("id"), (int, str)):
+            continue
+        width, height = row.get("width"), row.get("height")
+        if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0:
+            sizes[row["id"]] = width, height
+        elif isinstance(row.get("file_name"), str):
+            silent.append((row["id"], row["file_name"]))
+    for key, name in silent[:: math.ceil(len(silent) / _HEADERS) or 1]:
+        try:
+            with Image.open(file.split.picture(name)) as picture:
+                sizes[key] = picture.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue  # who loads the data tells it
+    return sizes
+
+
+def _box_area(row: Mapping[str, Any], size: tuple[int, int]) -> float:
+    """Of the box of an annotation, or around its polygons, in square pixels; 0 where it has neither."""
+    row = scaled(row, *size)
+    box = row.get("bbox")
+    try:
+        if box is None:
+            box = extent(read_rings(row.get("segmentation")), None)
+        width, height = float(box[2]), float(box[3])
+    except (BadMask, LookupError, OverflowError, TypeError, ValueError):
+        return 0.0
+    area = width * height if min(width, height) > 0 else 0.0
+    return area if math.isfinite(area) else 0.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +180,7 @@ class Recipe:
         warmup_steps: `--warmup-steps`.
         seconds: Estimated time of the run.
         reasons: One sentence for each choice.
+        given: Names of the settings that were not chosen but given.
     """
 
     size: int
@@ -106,15 +190,21 @@ class Recipe:
     warmup_steps: int
     seconds: float
     reasons: tuple[str, ...]
+    given: frozenset[str] = frozenset()
+
+    def settings(self) -> dict[str, Any]:
+        """The chosen settings, by their names in `TrainConfig`; none of those that were given."""
+        return {name: getattr(self, name) for name in CHOSEN if name not in self.given}
 
     def text(self) -> str:
         """What is printed before a run."""
-        minutes = self.seconds / 60
+        options = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in self.settings().items())
+        hours, minutes = self.seconds / 3600, self.seconds / 60
+        time = f"{hours:.1f} hours" if hours >= 2 else f"{minutes:.0f} minutes" if minutes >= 1 else "a minute or less"
         lines = [
-            f"chosen: --size {self.size} --batch-size {self.batch_size} --epochs {self.epochs} "
-            f"--learning-rate {self.learning_rate:g} --warmup-steps {self.warmup_steps}",
+            f"chosen: {options}",
             *(f"  {reason}" for reason in self.reasons),
-            f"about {minutes:.0f} minutes; give any of these options to choose yourself",
+            f"about {time}, as an estimate; give any of these options to choose yourself",
         ]
         return "\n".join(lines)
 
@@ -130,7 +220,13 @@ def estimated_seconds(machine: Machine) -> PictureSeconds:
 
 
 def choose(
-    facts: DataFacts, machine: Machine, *, minutes: float | None = None, picture_seconds: PictureSeconds | None = None
+    facts: DataFacts,
+    machine: Machine,
+    *,
+    minutes: float | None = None,
+    picture_seconds: PictureSeconds | None = None,
+    given: Mapping[str, Any] | None = None,
+    processes: int = 1,
 ) -> Recipe:
     """Chooses what fits into the time.
 
@@ -139,39 +235,57 @@ def choose(
         machine: To train on.
         minutes: Time for the run; None for 40 minutes on a CPU and 60 on a GPU.
         picture_seconds: Measured times; None for estimates.
+        given: Settings among `CHOSEN` that are fixed; the others are chosen to go with them.
+        processes: That share a batch, each on a device of its own.
 
     Raises:
         ValueError: There are no pictures.
     """
     if facts.pictures < 1:
         raise ValueError("recipe: there are no pictures to learn from")
+    given = given or {}
+    reasons: dict[str, str] = {}
     minutes = minutes if minutes is not None else _GPU_MINUTES if machine.cuda else _CPU_MINUTES
     seconds_at = picture_seconds or estimated_seconds(machine)
-    size, why_size = _size(facts, machine)
-    batch, why_batch = _batch(facts, machine, size)
+    size, reasons["size"] = _size(facts, machine)
+    size = given.get("size", size)
+    batch, reasons["batch_size"] = _batch(facts, machine, size)
+    if batch % processes:
+        batch = math.ceil(batch / processes) * processes
+        reasons["batch_size"] = f"batch {batch}: shared by {processes} processes"
+    batch = given.get("batch_size", batch)
     steps_an_epoch = math.ceil(facts.pictures / batch)
-    epoch = steps_an_epoch * batch * seconds_at(size)
-    affordable = max(1, int(60 * minutes / epoch))
-    wanted = min(_MOST_EPOCHS, max(1, math.ceil(_WANTED_STEPS / steps_an_epoch)))
-    epochs = max(min(affordable, wanted), min(wanted, math.ceil(_LEAST_STEPS / steps_an_epoch)))
-    if epochs > affordable:
-        why_epochs = (
-            f"epochs {epochs}: fewer than {_LEAST_STEPS} steps teach too little, so it takes longer than wanted"
-        )
-    elif epochs == wanted:
-        why_epochs = f"epochs {epochs}: more rarely helps with {facts.pictures} pictures"
-    else:
-        why_epochs = f"epochs {epochs}: what fits into {minutes:.0f} minutes"
-    steps = epochs * steps_an_epoch
+    epoch = steps_an_epoch * batch * seconds_at(size) / (processes if machine.cuda else 1)
+    epochs, reasons["epochs"] = _epochs(facts, steps_an_epoch, epoch, minutes)
+    epochs = given.get("epochs", epochs)
+    reasons["learning_rate"] = f"learning rate {RATE:g}: the usual one; it is for batch 16 and scaled with the batch"
+    warmup = max(10, min(300, epochs * steps_an_epoch // 20))
+    reasons["warmup_steps"] = f"warm-up {warmup}: a twentieth of the steps, between 10 and 300"
     return Recipe(
         size=size,
         batch_size=batch,
         epochs=epochs,
-        learning_rate=RATE,
-        warmup_steps=max(10, min(300, steps // 20)),
+        learning_rate=given.get("learning_rate", RATE),
+        warmup_steps=given.get("warmup_steps", warmup),
         seconds=epochs * epoch,
-        reasons=(why_size, why_batch, why_epochs),
+        reasons=tuple(reason for name, reason in reasons.items() if name not in given),
+        given=frozenset(given) & frozenset(CHOSEN),
     )
+
+
+def _epochs(facts: DataFacts, steps_an_epoch: int, seconds: float, minutes: float) -> tuple[int, str]:
+    """As many as help and fit; `seconds` is what one takes."""
+    affordable = max(1, int(60 * minutes / seconds))
+    wanted = min(_MOST_EPOCHS, max(1, math.ceil(_WANTED_STEPS / steps_an_epoch)))
+    epochs = max(min(affordable, wanted), min(wanted, math.ceil(_LEAST_STEPS / steps_an_epoch)))
+    if epochs > affordable:
+        return (
+            epochs,
+            f"epochs {epochs}: fewer than {_LEAST_STEPS} steps teach too little, so it takes longer than wanted",
+        )
+    if epochs == wanted:
+        return epochs, f"epochs {epochs}: more rarely helps with {facts.pictures} pictures"
+    return epochs, f"epochs {epochs}: what fits into {minutes:.0f} minutes"
 
 
 def _size(facts: DataFacts, machine: Machine) -> tuple[int, str]:
