@@ -8,6 +8,7 @@ import os
 import pickle
 import stat
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -36,6 +37,15 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert {k: v.tolist() for k, v in loaded.model.items()} == {k: v.tolist() for k, v in small().model.items()}
     assert (loaded.training, loaded.info) == (small().training, small().info)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path):
+    good = Checkpoint(ModelConfig(class_names=("a",), category_ids=(1,)), {}, {}, {"ap": {"latency_ms": 1.5}})
+    save_checkpoint(tmp_path / "a.pt", good)
+    bad = Checkpoint(good.config, {}, {}, {"ap": {"latency_ms": np.float64(1.5)}})
+    with pytest.raises(TypeError, match=r"plain values only; info.ap.latency_ms is a <class 'numpy.float64'>"):
+        save_checkpoint(tmp_path / "a.pt", bad)
+    assert load_checkpoint(tmp_path / "a.pt").info == good.info
 
 
 def test_others_may_read_it_as_the_umask_says(tmp_path):

@@ -19,6 +19,7 @@ from shapes_data import batch_of, shapes_folder, tiny
 from centermask.config import ModelConfig, PreprocessConfig
 from centermask.nn.model import CenterMask
 from centermask.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from centermask.training.evaluate import evaluate_model
 from centermask.training.loop import Trainer, freeze_backbone, learning_rate_factor
 from centermask.training.objective import Objective
 from centermask.training.optimizer import parameter_groups
@@ -168,6 +169,13 @@ def test_best_is_the_best_and_a_finished_run_keeps_its_figures(settings):
     assert trainer.terms == []
     assert load_checkpoint(f"{settings.out}/best.pt").info["ap"] == {"mask_ap": 0.5}
     assert load_checkpoint(f"{settings.out}/final.pt").info["ap"] == {"mask_ap": 0.4}
+
+
+def test_files_of_a_run_with_its_own_evaluation_can_be_read(settings):
+    Trainer(replace(settings, val_split="train"), evaluate_model).fit()
+    for name in ("best", "final", "last"):
+        assert load_checkpoint(f"{settings.out}/{name}.pt").build()
+    assert load_checkpoint(f"{settings.out}/final.pt").info["ap"]["latency_ms"] > 0
 
 
 def test_start_from_other_weights(settings, tmp_path):

@@ -57,8 +57,11 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
 
     Raises:
         OSError: The disk is full or the folder cannot be written; the old file is untouched.
+        TypeError: It holds something else than tensors and plain values, which nobody could read back.
     """
     path = Path(path)
+    _check_plain(checkpoint.info, "info")
+    _check_plain(checkpoint.training, "training")
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {
         "format": FORMAT,
@@ -87,6 +90,17 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _check_plain(value: Any, name: str) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(item, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_plain(item, name)
+    elif type(value) not in (str, int, float, bool, type(None)) and not isinstance(value, Tensor):
+        raise TypeError(f"a checkpoint holds tensors and plain values only; {name} is a {type(value)}")
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
