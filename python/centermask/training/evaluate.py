@@ -132,7 +132,9 @@ def evaluate(
     # A model for crowds gives more than COCO's hundred results a picture, and all of them count.
     max_dets = max(100, predictor.info.top_k)
     evidence = replace(_evidence(dataset, results, kinds, done), seconds=seconds, max_dets=max_dets)
-    return Figures(_compare(evidence, kinds), 1e3 * float(median(totals)) if len(totals) else None, (), evidence), failures
+    return Figures(
+        _compare(evidence, kinds), 1e3 * float(median(totals)) if len(totals) else None, (), evidence
+    ), failures
 
 
 def _evidence(

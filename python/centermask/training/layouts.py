@@ -195,8 +195,8 @@ def held_out(images: Sequence[Any], annotations: Sequence[Any]) -> set[Any]:
     """The ids of the pictures that stand in for a missing val split: always the same for the same file names.
 
     Pictures are ranked by the SHA-1 of their path in the data set; the first 15 % are taken, and then the first ones
-    of each class that is not among them yet and occurs in two pictures or more. Roboflow's augmented copies of one photograph
-    (`name.rf.<hash>.jpg`) stay together.
+    of each class that is not among them yet and occurs in two pictures or more.
+    Roboflow's augmented copies of one photograph (`name.rf.<hash>.jpg`) stay together.
     """
     groups: dict[str, list[Any]] = {}
     rows = [row for row in images if isinstance(row, dict) and isinstance(row.get("file_name"), str)]
