@@ -18,8 +18,9 @@ from coco_folders import annotation, coco_folder
 from centermask.training import layouts, yolo
 from centermask.training.augment import TrainTransform
 from centermask.training.coco_reader import DataError, read_json
-from centermask.training.data import CocoDataset, load_datasets
+from centermask.training.data import CocoDataset, load_datasets, require_objects
 from centermask.training.val_split import load_val, must_be_made
+from centermask.validate.run import validate
 
 
 def tensors(data: CocoDataset) -> list[np.ndarray]:
@@ -216,3 +217,33 @@ def test_splits_that_label_different_classes_stop_the_run(tmp_path: Path) -> Non
     chosen = load_val([folder], "val", cats, all_classes=False, make_val=False)
     assert chosen is not None
     assert chosen.class_names == ("cat",)
+
+
+def test_valid_json_is_val_and_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
+    folder = coco_folder(tmp_path / "a", 3, [annotation(1)])
+    coco_folder(folder, 2, [annotation(1)], split="valid")
+    train = load_datasets([folder], "train")
+    for name in ("val", "valid", "validation"):
+        assert not must_be_made([folder], name)
+        val = load_val([folder], name, train, all_classes=True, make_val=False)
+        assert val is not None
+        assert len(val) == 2
+    with pytest.raises(DataError, match="no data set has the split 'vall' to evaluate on; there are: train, val"):
+        load_val([folder], "vall", train, all_classes=True, make_val=False)
+    assert must_be_made([coco_folder(tmp_path / "b", 3, [annotation(1)])], "valid")
+
+
+def test_pictures_of_one_name_in_several_folders_are_no_copies() -> None:
+    names = [f"{folder}/{n}.jpg" for folder in "abcd" for n in range(10)]
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    keys = layouts.held_out(images, [])
+    assert len(keys) == 6
+    moved = [{"id": i, "file_name": f"/data/set/{name}"} for i, name in enumerate(names)]
+    assert layouts.held_out(moved, []) == keys
+
+
+def test_a_set_without_a_label_teaches_nothing(tmp_path: Path) -> None:
+    data = load_datasets([coco_folder(tmp_path / "a", 2, [])], "train")
+    with pytest.raises(DataError, match="not one object of cat, dog is labelled in 2 pictures"):
+        require_objects(data)
+    assert "split-unlabelled" in validate(tmp_path / "a").findings.counts

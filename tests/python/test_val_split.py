@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ pytest.importorskip("lightning")
 
 from shapes_data import shapes_folder
 
+from centermask.training.coco_reader import read_json
 from centermask.training.data import DataError
+from centermask.training.evaluate import _matched_files, _stand_in
 from centermask.training.loop import Trainer
 from centermask.training.settings import TrainConfig
 
@@ -49,3 +52,26 @@ def test_a_run_whose_val_pictures_are_gone_stops(tmp_path: Path) -> None:
     (folder / "val.json").write_text(text.replace(".png", "_gone.png").replace(".jpg", "_gone.jpg"))
     with pytest.raises(DataError, match=r"val\.json: no usable picture"):
         Trainer(config(folder, tmp_path / "run"), lambda model, data: {"mask_ap": 0.0})
+
+
+def test_the_run_records_what_it_held_out(tmp_path: Path) -> None:
+    folder = shapes_folder(tmp_path / "shapes", pictures=8)
+    trainer = Trainer(config(folder, tmp_path / "run", "valid"), lambda model, data: {"mask_ap": 0.0})
+    trainer.save()
+    source = read_json(folder, "val", make_val=True)
+    assert "held out as val" in _stand_in(str(tmp_path / "run/last.pt"), source)
+    assert "these 1 pictures may have been trained on" in _stand_in("a.onnx", source)
+    Trainer(config(folder, tmp_path / "all", ""), lambda model, data: {"mask_ap": 0.0}).save()
+    assert "may have been trained on" in _stand_in(str(tmp_path / "all/last.pt"), source)
+    later = replace(config(folder, tmp_path / "all"), resume=True)
+    assert Trainer(later, lambda model, data: {"mask_ap": 0.0}).held_out == []
+
+
+def test_results_are_matched_by_the_end_of_their_paths() -> None:
+    pictures = {1: Path("/d/images/a/0.png"), 2: Path("/d/images/b/0.png"), 3: Path("/d/images/1.png")}
+    files = {7: Path("b/0.png"), 8: Path("a/0.png"), 9: Path("out/1.png"), 10: Path("2.png")}
+    assert _matched_files(Path("r.json"), files, pictures) == {7: 2, 8: 1, 9: 3}
+    with pytest.raises(ValueError, match=r"0\.png may be"):
+        _matched_files(Path("r.json"), {7: Path("0.png")}, pictures)
+    with pytest.raises(ValueError, match="may both be"):
+        _matched_files(Path("r.json"), {7: Path("x/1.png"), 8: Path("y/1.png")}, pictures)

@@ -15,7 +15,16 @@ from PIL import Image
 
 from centermask import _image_file, ops
 from centermask.training.coco_masks import BadMask, Bitmap, extent, read_rings, read_rle, ring_area
-from centermask.training.layouts import DataError, Split, find_split, find_splits, held_out, part_of, read_document
+from centermask.training.layouts import (
+    DataError,
+    Split,
+    find_split,
+    find_splits,
+    held_out,
+    part_of,
+    read_document,
+    split_name,
+)
 from centermask.training.yolo import scaled
 
 EXIF_ORIENTATION = 0x0112
@@ -132,7 +141,8 @@ def has_split(folder: Path, split: str) -> bool:
     Raises:
         DataError: There is no such folder.
     """
-    return split in find_splits(folder)
+    splits = find_splits(folder)
+    return split_name(splits, split) in splits
 
 
 def read_json(folder: Path, split: str, *, make_val: bool = False) -> CocoFile:
@@ -148,6 +158,7 @@ def read_json(folder: Path, split: str, *, make_val: bool = False) -> CocoFile:
         DataError: No such folder or file, not JSON, or not of COCO's form; the message says which.
     """
     splits = find_splits(folder)
+    split = split_name(splits, split)
     made = make_val and split in ("train", "val") and "val" not in splits and "train" in splits
     source = find_split(folder, "train" if made else split)
     content = read_document(source)

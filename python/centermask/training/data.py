@@ -32,6 +32,7 @@ __all__ = [
     "Problem",
     "load_datasets",
     "repeat_factors",
+    "require_objects",
 ]
 
 _log = logging.getLogger("centermask.training.data")
@@ -201,6 +202,17 @@ def load_datasets(
         cache=_free_memory() // 2 if cache is True else int(cache),
         max_side=max_side,
     )
+
+
+def require_objects(dataset: CocoDataset) -> None:
+    """Stops a training on pictures of which none has an object: it would learn that there is nothing to see.
+
+    Raises:
+        DataError: No record has an annotation.
+    """
+    if not any(record.annotations for record in dataset.records):
+        names, sources = ", ".join(dataset.class_names), ", ".join(dataset.sources)
+        raise DataError(f"{sources}: not one object of {names} is labelled in {len(dataset)} pictures of train")
 
 
 def _free_memory() -> int:

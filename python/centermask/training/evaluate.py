@@ -17,7 +17,7 @@ from centermask.coco import IouType, check_results, evaluate_coco, read_results
 from centermask.predictor import Predictor, model_path
 from centermask.report.evidence import Evidence
 from centermask.session import Device
-from centermask.training.coco_reader import read_json
+from centermask.training.coco_reader import CocoFile, read_json
 from centermask.training.data import CocoDataset, DataError, load_datasets
 from centermask.training.protocol import EvalProtocol, ScaledPredictor
 
@@ -195,7 +195,7 @@ def evaluate_file(
     """
     source = read_json(data, split, make_val=True)
     labelled = list(dict.fromkeys(source.categories.values()))
-    notes = [source.note] if source.note else []
+    notes = [_stand_in(model, source)] if source.note else []
     if Path(model).suffix.lower() == ".json":
         dataset = load_datasets([data], split, make_val=True)
         return _titled(_evaluate_results(Path(model), dataset), model, data, split, notes), []
@@ -222,6 +222,19 @@ def evaluate_file(
     if failures:
         notes.append(f"{len(failures)} pictures could not be read and do not count")
     return _titled(figures, model, data, split, notes), failures
+
+
+def _stand_in(model: str, source: CocoFile) -> str:
+    """What is said about pictures of `train` that stand in for a missing val split."""
+    if Path(model).suffix.lower() in CHECKPOINT_SUFFIXES:
+        from centermask.training.checkpoint import load_checkpoint
+
+        if source.folder.resolve().name in load_checkpoint(model).info.get("held_out", ()):
+            return str(source.note)
+    return (
+        f"{source.path}: these {len(source.images)} pictures may have been trained on: this set came without a val "
+        "split, and the model does not say that its training held them out"
+    )
 
 
 def _titled(figures: Figures, model: str, data: Path, split: str, notes: Sequence[str]) -> Figures:
@@ -288,18 +301,45 @@ def _matched_by_name(
 ) -> list[dict[str, Any]]:
     try:
         names = {row["id"]: row["name"] for row in document["categories"]}
-        files = {row["id"]: Path(row["file_name"]).name for row in document["images"]}
+        files = {row["id"]: Path(row["file_name"]) for row in document["images"]}
         annotations = list(document["annotations"])
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: a COCO document needs images, annotations and categories ({error})") from None
     check_results(annotations, str(path))  # ground truth, for one, has no scores
     ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
-    images = {record.path.name: record.image_id for record in dataset.records}
+    images = _matched_files(path, files, {record.image_id: record.path for record in dataset.records})
     left_out = sorted({name for name in names.values() if name not in ids})
     if left_out:
         notes.append(f"classes that only the results know are left out: {', '.join(left_out)}")
     return [
-        {**row, "image_id": images[files[row["image_id"]]], "category_id": ids[names[row["category_id"]]]}
+        {**row, "image_id": images[row["image_id"]], "category_id": ids[names[row["category_id"]]]}
         for row in annotations
-        if names.get(row.get("category_id")) in ids and files.get(row.get("image_id")) in images
+        if names.get(row.get("category_id")) in ids and row.get("image_id") in images
     ]
+
+
+def _matched_files(path: Path, files: Mapping[Any, Path], pictures: Mapping[int, Path]) -> dict[Any, int]:
+    """The picture of each file of a result document: the one whose path ends most like the file's."""
+    by_name: dict[str, list[int]] = {}
+    for key, picture in pictures.items():
+        by_name.setdefault(picture.name, []).append(key)
+    found: dict[int, list[tuple[int, Any]]] = {}
+    for file_id, file in files.items():
+        shared = {key: _shared_end(file, pictures[key]) for key in by_name.get(file.name, ())}
+        best = [key for key, count in shared.items() if count == max(shared.values())]
+        if len(best) > 1:
+            raise ValueError(f"{path}: {file} may be {pictures[best[0]]} or {pictures[best[1]]}")
+        for key in best:
+            found.setdefault(key, []).append((shared[key], file_id))
+    matched: dict[Any, int] = {}
+    for key, rows in found.items():
+        longest = [file_id for count, file_id in rows if count == max(count for count, _ in rows)]
+        if len(longest) > 1:
+            raise ValueError(f"{path}: {files[longest[0]]} and {files[longest[1]]} may both be {pictures[key]}")
+        matched[longest[0]] = key
+    return matched
+
+
+def _shared_end(one: Path, other: Path) -> int:
+    pairs = zip(reversed(one.parts), reversed(other.parts), strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one.parts), len(other.parts)))

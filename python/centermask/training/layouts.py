@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +80,8 @@ def find_splits(data: Path) -> dict[str, Split]:
         path.stem: Split(path.stem, "plain", path, data, (data / "images", data))
         for path in sorted(data.glob("*.json"))
     }
+    for name in [name for name in plain if _ALIASES.get(name, name) not in plain]:
+        plain[_ALIASES[name]] = replace(plain.pop(name), name=_ALIASES[name])
     if plain.keys() & {"train", "val", "test"}:
         return plain
     found: dict[str, Split] = {}
@@ -118,6 +121,11 @@ def _yolo(path: Path) -> dict[str, Split]:
     return found
 
 
+def split_name(splits: Mapping[str, Split], name: str) -> str:
+    """What a split that is asked for is called here: `valid` is `val`, unless there is one called `valid`."""
+    return name if name in splits else _ALIASES.get(name, name)
+
+
 def find_split(data: Path, name: str) -> Split:
     """One split by its name, or by its file's.
 
@@ -125,7 +133,7 @@ def find_split(data: Path, name: str) -> Split:
         DataError: It is not there; the message tells which are.
     """
     splits = find_splits(data)
-    name = name if name in splits else _ALIASES.get(name, name)
+    name = split_name(splits, name)
     if name not in splits:
         missing = Path(data) / f"{name}.json"
         raise DataError(f"{missing}: no such file; splits in this folder: {', '.join(sorted(splits)) or 'none'}")
@@ -186,14 +194,20 @@ def _yolo_document(split: Split) -> dict[str, Any]:
 def held_out(images: Sequence[Any], annotations: Sequence[Any]) -> set[Any]:
     """The ids of the pictures that stand in for a missing val split: always the same for the same file names.
 
-    Pictures are ranked by the SHA-1 of their file's name; the first 15 % are taken, and then the first ones of each
-    class that is not among them yet and occurs in two pictures or more. Roboflow's augmented copies of one photograph
-    (`name.rf.<hash>.jpg`) stay together.
+    Pictures are ranked by the SHA-1 of their path in the data set; the first 15 % are taken, and then the first ones
+    of each class that is not among them yet and occurs in two pictures or more.
+    Roboflow's augmented copies of one photograph (`name.rf.<hash>.jpg`) stay together.
     """
     groups: dict[str, list[Any]] = {}
-    for row in images:
-        if isinstance(row, dict) and isinstance(row.get("file_name"), str):
-            stem = re.sub(r"\.rf\.[0-9a-f]+$", "", Path(row["file_name"]).stem)
+    rows = [row for row in images if isinstance(row, dict) and isinstance(row.get("file_name"), str)]
+    # YOLO's paths are absolute: what lies above all pictures is no part of their names.
+    whole = [str(Path(row["file_name"]).parent) for row in rows if Path(row["file_name"]).is_absolute()]
+    above = os.path.commonpath(whole) if whole else ""
+    for row in rows:
+        if row["file_name"]:
+            path = Path(row["file_name"])
+            path = path.relative_to(above) if path.is_absolute() else path
+            stem = re.sub(r"\.rf\.[0-9a-f]+$", "", path.with_suffix("").as_posix())
             groups.setdefault(stem, []).append(row.get("id"))
     classes: dict[Any, set[Any]] = {}
     for row in annotations:

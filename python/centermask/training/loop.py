@@ -27,7 +27,7 @@ from centermask.training.checkpoint import (
     save_checkpoint,
     slim_checkpoint,
 )
-from centermask.training.data import CocoDataset, load_datasets, repeat_factors
+from centermask.training.data import CocoDataset, load_datasets, repeat_factors, require_objects
 from centermask.training.loader import TrainBatch, make_loader
 from centermask.training.mixing import MixOptions
 from centermask.training.objective import LossTask, Objective, default_model_config, first_bad_layer, started_from
@@ -110,6 +110,8 @@ class Trainer:
         self.data = load_datasets(
             folders, "train", classes=classes, cache=config.cache, max_side=max_side, make_val=make_val
         )
+        require_objects(self.data)
+        self.held_out = list(self.data.sources) if make_val else []
         if config.cache:
             self.data.fill_cache()
         self.val = load_val(folders, split, self.data, all_classes=not classes, make_val=make_val) if split else None
@@ -170,6 +172,7 @@ class Trainer:
 
     def _init_from(self, path: Path) -> None:
         checkpoint = load_checkpoint(path)
+        self._forget_learned(checkpoint.info)
         target = self.model.state_dict()
         source = rows_by_class(checkpoint, self.model.config.class_names, target)
         fitting = {k: v.to(target[k].dtype) for k, v in source.items() if k in target and v.shape == target[k].shape}
@@ -178,6 +181,11 @@ class Trainer:
         self.model.load_state_dict(fitting, strict=False)
         left = sorted({k.split(".")[0] for k in target if k not in fitting})
         logger.info("%s: %d of %d tensors taken; new in %s", path, len(fitting), len(target), left or "nothing")
+
+    def _forget_learned(self, info: Mapping[str, Any]) -> None:
+        """What a run before this one learned from a data set without holding out is not held out."""
+        learned = set(info.get("data", ())) - set(info.get("held_out", ()))
+        self.held_out = [name for name in self.held_out if name not in learned]
 
     # ---- state ----
 
@@ -217,6 +225,7 @@ class Trainer:
             )
         for name, (before, now) in self.config.differences(state["settings"]).items():
             logger.warning("%s was %s and is now %s: the run goes on, but not as if never stopped", name, before, now)
+        self._forget_learned(checkpoint.info)
         pictures = checkpoint.info.get("images", len(self.data))
         if pictures != len(self.data):
             logger.warning("%s training pictures are now %d: the run goes on with others", pictures, len(self.data))
@@ -239,6 +248,7 @@ class Trainer:
         return {
             "data": [Path(p).name for p in self.config.data],
             "images": len(self.data),
+            "held_out": self.held_out,
             "epochs": self.config.epochs,
             "step": self.step,
             "ap": dict(ap or {}),

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from centermask.training.coco_reader import DataError, has_split, read_json
 from centermask.training.data import CocoDataset, load_datasets
+from centermask.training.layouts import find_splits, split_name
 
 logger = logging.getLogger(__name__)
 
 
 def must_be_made(folders: Sequence[Path], split: str) -> bool:
     """Whether none of the data sets has the split `val` that is asked for, so that it is held out of `train`."""
-    return split == "val" and not any(has_split(folder, split) for folder in folders)
+    return split_name({}, split) == "val" and not any(has_split(folder, split) for folder in folders)
 
 
 def load_val(
@@ -30,10 +31,11 @@ def load_val(
         make_val: Hold them out of `train`, see `must_be_made`.
 
     Returns:
-        None where no set has the split, or none of the learned classes in it.
+        None where no set has one of the learned classes in it.
 
     Raises:
-        DataError: The class sets of two splits differ, or no picture is usable: figures would mislead.
+        DataError: No set has the split, the class sets of two splits differ, or no picture is usable: figures
+            would mislead.
     """
     # Every picture knows what its own set labels, which spares reading those files again.
     known = {record.source: record.known_classes for record in train.records}
@@ -51,8 +53,14 @@ def load_val(
                 f"{sorted(names - taught)} only {split}; figures would mislead. Name what to learn with --classes"
             )
         there |= names
+    if not judged:
+        there = {name for folder in folders for name in find_splits(folder)}
+        raise DataError(
+            f"no data set has the split {split!r} to evaluate on; there are: {', '.join(sorted(there))}. "
+            "Choose one of them, or none with --val-split ''"
+        )
     classes = [name for name in train.class_names if name in there]
-    if judged and len(classes) < len(train.class_names):
+    if len(classes) < len(train.class_names):
         missing = [name for name in train.class_names if name not in there]
         logger.warning("no %s data has the classes %s: they are not evaluated", split, missing)
     return load_datasets(judged, split, classes=classes, make_val=make_val) if classes else None

@@ -24,6 +24,7 @@ KINDS: dict[str, Kind] = {
     # The set.
     "split-unreadable": Kind("error", "a split cannot be read"),
     "split-empty": Kind("error", "a split without a usable picture"),
+    "split-unlabelled": Kind("error", "a split without a single object"),
     "split-missing": Kind("warning", "a split is not there"),
     "classes-differ": Kind("error", "splits label different classes"),
     "category-broken": Kind("error", "a category without an integer id, or an id given twice"),

@@ -160,6 +160,8 @@ class _SplitRun:
                 self.findings.add("class-balance", name, path, f"class {title!r} has only {count} objects")
         if not self.usable:
             self.findings.add("split-empty", name, path, "no picture of this split can be used")
+        elif not self.annotations and name in ("train", "val"):
+            self.findings.add("split-unlabelled", name, path, f"none of its {self.usable} pictures has an object")
         self._check_stride()
         return SplitReport(
             name, str(path), total, self.usable, self.annotations, self.objects, self.pictures, self.tally
