@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
+import signal
+import threading
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,5 +140,27 @@ def run(arguments: Sequence[str]) -> int:
     config, text = configure(arguments)
     if text and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         print(text, flush=True)
-    Trainer(config, evaluate_model).fit()
+    trainer = Trainer(config, evaluate_model)
+    with _interruptible(trainer):
+        trainer.fit()
     return 0
+
+
+@contextlib.contextmanager
+def _interruptible(trainer: Trainer) -> Iterator[None]:
+    """Ctrl-C lets the step end and saves it; a second one ends at once."""
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python hands signals to the main thread alone
+        return
+
+    def interrupt(_number: int, _frame: types.FrameType | None) -> None:
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        trainer.interrupted = True
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
