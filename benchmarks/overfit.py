@@ -62,7 +62,6 @@ def run(variant: str, data: Path, out: Path, epochs: int, size: int, init_from: 
         workers=0,
         mask_jitter=0.03,
         aux_weight=1.0,
-        mask_weight=6.0,
         init_from=init_from,
         pretrained=not init_from,
     )
