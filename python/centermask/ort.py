@@ -42,7 +42,7 @@ def register(session_options: Any) -> None:
         session_options: `onnxruntime.SessionOptions`; once for each.
 
     Raises:
-        LibraryError: The library is missing, was built for another kind of processor, or the runtime is older than 1.15.
+        LibraryError: The library is missing or for another kind of processor, or the runtime is older than 1.15.
     """
     path = library_path()
     try:

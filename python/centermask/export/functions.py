@@ -1,7 +1,7 @@
 """What our operators mean in ONNX's own, as functions inside the file.
 
-ONNX Runtime looks for an operator among those that are registered first, and at the functions of the file only if it is
-not there. So the same file runs our kernels where libcentermask_ort.so is loaded, and ONNX's DeformConv where it is not.
+ONNX Runtime looks for an operator among those that are registered, and only if it is not there at the functions of the
+file. So the same file runs our kernels where libcentermask_ort.so is loaded, and ONNX's DeformConv where it is not.
 """
 
 from __future__ import annotations
