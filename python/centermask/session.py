@@ -210,7 +210,7 @@ def explain_failure(path: Path, message: str, version: str) -> str:
     if [int(part) for part in parts] < [1, 25] and ("DeformConv" in message or "opset" in message.lower()):
         return (
             f"{path}: needs onnxruntime >= 1.25, which brought ai.onnx DeformConv; installed is {version}. "
-            "pip install -U onnxruntime (needs Python >= 3.11)"
+            "pip install -U onnxruntime (needs Python >= 3.11), or export it again with --profile fused or decomposed"
         )
     if path.suffix in (".pt", ".pth", ".ckpt"):
         return f"{path}: a checkpoint is not what runs here: make an .onnx file of it with `centermask export`"

@@ -39,7 +39,7 @@ INFERENCE = {
     "predict_files": {"files", "instances", "metadata", "predictor", "preprocess"},
     "benchmark": {"predictor", "preprocess"},
     "webpage": set(),
-    "doctor": {"predictor", "_core"},
+    "doctor": {"predictor", "_core", "ort"},
 }
 # Imported inside functions, each for a feature that says what to install when it is missing.
 LAZY_THIRD_PARTY = {
