@@ -32,7 +32,7 @@ from centermask.training.loader import TrainBatch, make_loader
 from centermask.training.mixing import MixOptions
 from centermask.training.objective import LossTask, Objective, default_model_config, first_bad_layer, started_from
 from centermask.training.optimizer import parameter_groups, resumed_state
-from centermask.training.patience import BestSoFar
+from centermask.training.progress import BestSoFar, Clock, bar_seconds, figures_in_words
 from centermask.training.settings import TrainConfig
 from centermask.training.val_split import load_val, must_be_made
 
@@ -157,6 +157,7 @@ class Trainer:
         self.generator = torch.Generator(self.fabric.device)
         self.step = 0
         self.best = BestSoFar("mask_ap" if self.model.mask_params is not None else "box_ap")
+        self.clock = Clock(0)
         self.saved_at = time.monotonic()
         self.interrupted = False
         if config.resume:
@@ -265,6 +266,7 @@ class Trainer:
         """
         result: dict[str, Any] = {}
         epochs = self.config.epochs
+        self.clock = Clock(self.step)
         # A run that was stopped after its last step still has its last evaluation to do.
         for epoch in range(min(self.step // self.steps_per_epoch, epochs - 1), epochs):
             if self.best.exhausted(self.config.patience):
@@ -285,6 +287,7 @@ class Trainer:
             save_checkpoint(self.out / "final.pt", final)
             if not self.best.epoch:
                 save_checkpoint(self.out / "best.pt", final)
+            logger.info("%s", self.best.conclusion(self.out))
         return result
 
     def _train_mode(self) -> None:
@@ -303,7 +306,7 @@ class Trainer:
             initial=done,
             desc=f"epoch {epoch + 1}/{self.config.epochs}",
             disable=not self.fabric.is_global_zero,
-            mininterval=1.0,
+            mininterval=bar_seconds(),
         )
         smooth: dict[str, float] = {}
         with bar:
@@ -389,7 +392,8 @@ class Trainer:
                 result = self.evaluate(model, self.val)
             shown = {k: v for k, v in result.items() if isinstance(v, float)}
             self.fabric.log_dict({f"val/{k}": v for k, v in shown.items()}, self.step)
-            logger.info("epoch %d: %s", epoch + 1, ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+            told = figures_in_words(result), self.clock.left(self.step, self.total_steps)
+            logger.info("epoch %d of %d: %s", epoch + 1, self.config.epochs, "; ".join(filter(None, told)))
             if self.best.judge(result.get(self.best.key), epoch + 1):
                 save_checkpoint(self.out / "best.pt", slim_checkpoint(self._checkpoint(self._info(result))))
         self.best = self.fabric.broadcast(self.best)  # all processes end together; this waits for the first, too

@@ -15,7 +15,7 @@ from shapes_data import shapes_folder
 
 from centermask.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from centermask.training.loop import Trainer
-from centermask.training.patience import BestSoFar
+from centermask.training.progress import BestSoFar, Clock, figures_in_words, in_words
 from centermask.training.settings import TrainConfig
 
 
@@ -77,7 +77,7 @@ def test_a_run_ends_where_nothing_improves_and_says_so(settings, caplog):
         result = Trainer(settings, judge).fit()
     assert judge.calls == 8
     assert result == {"mask_ap": 0.1}
-    assert "ends early, after epoch 8 of 9: 2 evaluations brought nothing better than mask_ap 0.5000 of epoch 6" in (
+    assert "ends early, after epoch 8 of 9: 2 evaluations brought nothing better than mask AP 0.5000 of epoch 6" in (
         caplog.text
     )
     best, final, last = (load_checkpoint(f"{settings.out}/{name}.pt") for name in ("best", "final", "last"))
@@ -150,3 +150,22 @@ def test_checkpoints_from_before_the_counting(settings):
 def test_a_negative_patience_is_refused(settings):
     with pytest.raises(ValueError, match="patience must not be negative, got -1"):
         replace(settings, patience=-1)
+
+
+def test_the_time_left_goes_by_the_steps_since_the_start(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("centermask.training.progress.monotonic", lambda: now[0])
+    clock = Clock(100)
+    assert clock.left(100, 400) == ""
+    now[0] += 600.0
+    assert clock.left(200, 400) == "20 minutes left"
+    assert clock.left(400, 400) == ""
+    assert [in_words(seconds) for seconds in (3, 89, 91, 7100, 7300)] == [
+        "a minute or less", "a minute or less", "2 minutes", "118 minutes", "2.0 hours",
+    ]  # fmt: skip
+
+
+def test_figures_are_few_and_those_that_are_there():
+    figures = {"mask_ap": 0.40671, "mask_ap50": 0.7, "mask_ap_small": 0.1, "box_ap": 0.25, "box_ap50": None}
+    assert figures_in_words(figures) == "mask AP 0.4067, AP50 0.7000, box AP 0.2500"
+    assert figures_in_words({}) == ""
