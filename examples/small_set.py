@@ -2,8 +2,9 @@
 
 python examples/small_set.py ANIMALS OUT --classes elephant,turtle --pictures 100
 
-Needs nothing but Python. `train` gets as many pictures of each class (the nearest to even), chosen by the SHA-1 of their
-names, so that the same data gives the same choice everywhere; `val` keeps every picture that shows one of the classes.
+Needs nothing but Python. `train` gets as many pictures of each class (the nearest to even), chosen by the SHA-1 of
+their names, so that the same data gives the same choice everywhere; `val` keeps every picture that shows one of the
+classes.
 """
 
 from __future__ import annotations

@@ -248,7 +248,7 @@ def choose(
         given: Settings among `CHOSEN` that are fixed; the others are chosen to go with them.
         processes: That share a batch, each on a device of its own.
         eval_every: Epochs between evaluations; 0 for none.
-        freezable: The backbone's first stages may stay as they are: it has such stages, and they have learned something.
+        freezable: The backbone's first stages may stay as they are: they are known, and have learned something.
 
     Raises:
         ValueError: There are no pictures.
