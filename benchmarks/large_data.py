@@ -5,8 +5,8 @@
 
 `validate` writes a made-up data set (small JPEGs of smooth noise, seven polygons each) into DIR, unless it is there,
 and runs the command on it in a process of its own. `eval` makes polygons and results that lie a little beside them, and
-computes average precision; the time is that of `evaluate_coco` alone. CPU seconds are those of all threads: on a machine
-with other work they say more than the time on the clock.
+computes average precision; the time is that of `evaluate_coco` alone. CPU seconds are those of all threads: on a
+machine with other work they say more than the time on the clock.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def results_and_truth(pictures: int, instances: int, classes: int) -> tuple[dict
         labels = rng.integers(1, classes + 1, instances).tolist()
         real = rings(rng, instances, height, width, 24)
         noise = rng.uniform(0, 12, (instances, 1, 1))
-        near = (real + rng.normal(size=real.shape) * noise / 4 + rng.normal(size=(instances, 1, 2)) * noise).clip(0, None)
+        moved = rng.normal(size=real.shape) / 4 + rng.normal(size=(instances, 1, 2))
+        near = (real + noise * moved).clip(0, None)
         for k in range(instances):
             masks = [ops.rle_from_polygons([part[k].ravel().tolist()], height, width) for part in (real, near)]
             common = {"image_id": n, "category_id": labels[k]}
@@ -120,7 +121,8 @@ def evaluate(options: argparse.Namespace) -> None:
     figures = evaluate_coco(truth, found, iou_types=kinds, engine=options.engine)
     print(
         f"{' and '.join(kinds)} by {options.engine}: {time.process_time() - cpu:.0f} CPU seconds, "
-        f"{time.perf_counter() - clock:.0f} on the clock; box AP {figures['box_ap']:.6f}, mask AP {figures['mask_ap']:.6f}; "
+        f"{time.perf_counter() - clock:.0f} on the clock; box AP {figures['box_ap']:.6f}, "
+        f"mask AP {figures['mask_ap']:.6f}; "
         f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
     )
 
