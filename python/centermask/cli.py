@@ -96,13 +96,14 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument(
         "--save-labels",
         choices=("coco", "yolo"),
-        help="write labels into DIR, to be corrected by hand: annotations.json (coco) or labels/*.txt (yolo)",
+        help="write labels into DIR, to be corrected by hand: annotations.json (coco) or labels/, images/ and "
+        "data.yaml (yolo)",
     )
     parser.set_defaults(run=_predict)
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from centermask import predict_files
+    from centermask import label_files, predict_files
 
     files, errors = predict_files.expand_inputs(options.inputs)
     names = None
@@ -114,13 +115,14 @@ def _predict(options: argparse.Namespace) -> int:
         return 2
     predictor = _predictor(options, options.score, options.max_instances)
     out = Path(options.out)
-    sinks: list[predict_files.CocoSink | predict_files.YoloSink] = []
+    sinks: list[label_files.CocoSink | label_files.YoloSink] = []
+    base = label_files.common_folder(files)
     if options.coco:
-        sinks.append(predict_files.CocoSink(Path(options.coco), predictor.info))
+        sinks.append(label_files.CocoSink(Path(options.coco), predictor.info))
     if options.save_labels == "coco":
-        sinks.append(predict_files.CocoSink(out / "annotations.json", predictor.info, polygons=True))
+        sinks.append(label_files.CocoSink(out / "annotations.json", predictor.info, polygons=True, base=base))
     if options.save_labels == "yolo":
-        sinks.append(predict_files.YoloSink(out, predictor.info))
+        sinks.append(label_files.YoloSink(out, predictor.info, base=base))
     tally = predict_files.predict_files(predictor, files, out, sinks, names=names)
     for sink in sinks:
         for path in sink.close():

@@ -35,7 +35,8 @@ INFERENCE = {
     "draw": {"instances"},  # for type checking alone
     "instances": {"ops", "draw", "files", "preprocess"},
     "predictor": {"ops", "instances", "metadata", "preprocess", "session"},
-    "predict_files": {"files", "instances", "metadata", "predictor", "preprocess"},
+    "label_files": {"files", "instances", "metadata"},
+    "predict_files": {"files", "instances", "label_files", "predictor", "preprocess"},
     "benchmark": {"predictor", "preprocess"},
     "webpage": set(),
     "doctor": {"predictor", "_core"},
