@@ -122,6 +122,8 @@ inline void ldmatrix_x4_trans(std::uint32_t (&r)[4], const void* row) {
   }
 }
 
+inline float4 load_shared(const float4* shared) { return *shared; }
+
 inline void cp_async_16(void* shared, const void* global) { std::memcpy(shared, global, 16); }
 inline void cp_async_16_or_zero(void* shared, const void* global, bool present) {
   if (present) {
@@ -212,6 +214,15 @@ __device__ __forceinline__ void ldmatrix_x4_trans(std::uint32_t (&r)[4], const v
 #else
   __trap();
 #endif
+}
+
+// One load, where the compiler might make four.
+__device__ __forceinline__ float4 load_shared(const float4* shared) {
+  float4 value;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];\n"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "r"(shared_address(shared)));
+  return value;
 }
 
 // 16 bytes from global to shared memory, past the L1 cache; both 16-byte aligned.

@@ -17,12 +17,15 @@ constexpr std::int64_t kMaxInt = (std::int64_t{1} << 31) - 1;
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t align_up(std::int64_t a, std::int64_t step) { return divide_up(a, step) * step; }
 
-constexpr TileConfig kWide = {128, 256, 2, 4, 1}, kWideSmall = {64, 256, 2, 4, 1};
-constexpr TileConfig kMiddle = {128, 128, 2, 4, 1}, kNarrow = {128, 64, 4, 2, 2};
-constexpr TileConfig kSimtWide = {128, 128, 0, 0, 0}, kSimtNarrow = {64, 64, 0, 0, 0};
+constexpr TileConfig kWide = {128, 256, 2, 4, 1, 0}, kWideSmall = {64, 256, 2, 4, 1, 0};
+constexpr TileConfig kMiddle = {128, 128, 2, 4, 1, 0}, kNarrow = {128, 64, 4, 2, 2, 0};
+constexpr TileConfig kSimtWide = {128, 128, 0, 0, 0, 0}, kSimtNarrow = {64, 64, 0, 0, 0, 0};
 
-constexpr TileConfig kWgmmaWide = {128, 256, 1, 16, 1}, kWgmmaMiddle = {128, 128, 2, 8, 1};
-constexpr TileConfig kWgmmaNarrow = {128, 64, 2, 4, 2};
+constexpr TileConfig kWgmmaWide = {128, 256, 1, 16, 1, 0}, kWgmmaMiddle = {128, 128, 2, 8, 1, 0};
+constexpr TileConfig kWgmmaNarrow = {128, 64, 2, 4, 2, 0};
+constexpr TileConfig kRingWide = {128, 256, 8, 8, 1, 3}, kRingMiddle = {128, 128, 16, 4, 1, 4};
+constexpr TileConfig kRingNarrow = {128, 64, 8, 4, 2, 3};
+constexpr TileConfig kRingMiddleFull = {128, 128, 8, 8, 1, 3}, kRingNarrowFull = {128, 64, 8, 4, 1, 3};  // in two parts
 
 // Code for sm_90a is in the library where its build says so, and in the emulator always.
 #if defined(CENTERMASK_CUDA_EMULATED) && !defined(CENTERMASK_SM90A)
@@ -30,10 +33,18 @@ constexpr TileConfig kWgmmaNarrow = {128, 64, 2, 4, 2};
 #endif
 
 bool same(const TileConfig& a, const TileConfig& b) {
-  return a.positions == b.positions && a.channels == b.channels && a.warps_m == b.warps_m && a.warps_n == b.warps_n;
+  return a.positions == b.positions && a.channels == b.channels && a.warps_m == b.warps_m && a.warps_n == b.warps_n &&
+         a.stages == b.stages;
 }
 
-std::int64_t operand_bytes(Kernel kernel, const TileConfig& tile) {
+// Numbers of float32 in two parts.
+int parts_of(Kernel kernel, bool full_precision) { return kernel == Kernel::kRing && full_precision ? 2 : 1; }
+
+std::int64_t operand_bytes(Kernel kernel, const TileConfig& tile, bool full_precision) {
+  if (kernel == Kernel::kRing) {
+    return tile.stages * (tile.positions + tile.channels) * kChunkBytes * parts_of(kernel, full_precision) +
+           cuda::kSwizzleAlign + kRingBarrierBytes;
+  }
   if (kernel == Kernel::kWgmma) return 2 * (tile.positions + tile.channels) * kChunkBytes + cuda::kSwizzleAlign;
   if (kernel == Kernel::kMma) return 2 * (tile.positions + tile.channels) * kChunkBytes;
   return (tile.positions + 4 + tile.channels) * 32 * static_cast<std::int64_t>(sizeof(float));
@@ -66,7 +77,7 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit, cons
   const bool patches = tuning.patches >= 0 ? tuning.patches != 0 : a.tiles * 16 <= runs * 17;
   if (!patches) a.patch_w = 0, a.tiles = runs;
 
-  const std::int64_t operands = operand_bytes(plan.kernel, tile), per_tap = tile.positions * kPlaceBytes;
+  const std::int64_t operands = operand_bytes(plan.kernel, tile, plan.full_precision), per_tap = tile.positions * kPlaceBytes;
   std::int64_t table_taps = (shared_limit - operands) / per_tap;
   if (table_taps > 9) table_taps = 9;  // room for the L1 cache
   if (table_taps > a.taps) table_taps = a.taps;
@@ -92,6 +103,7 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
                const TensorView& bias, const DeformConv2dParams& params, const Tuning& tuning) {
   Plan plan;
   plan.half_blend = tuning.half_blend;
+  plan.early = tuning.early;
   plan.shape = deform_conv2d_shape(x, weight, offset, mask, bias, params);
   const DeformConv2dShape& s = plan.shape;
   if (x.device.type != DeviceType::kCuda) fail(ErrorKind::kValue, kOp, ": x must be on a CUDA device");
@@ -145,13 +157,23 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   plan.full_precision = s.dtype == DType::kFloat32 && !params.allow_tf32;
   plan.kernel = code.capability >= 80 && !tuning.simt ? Kernel::kMma : Kernel::kSimt;
 #if defined(CENTERMASK_SM90A)
-  if (code.sm90a && plan.kernel == Kernel::kMma && !plan.full_precision && tuning.wgmma) {
-    plan.kernel = Kernel::kWgmma;
+  if (code.sm90a && plan.kernel == Kernel::kMma && tuning.wgmma) {
+    if (tuning.ring) {
+      plan.kernel = Kernel::kRing;
+    } else if (!plan.full_precision) {
+      plan.kernel = Kernel::kWgmma;
+    }
   }
 #endif
-  const bool wide_fits = shared_limit >= operand_bytes(Kernel::kMma, kWide) + 9 * 128 * kPlaceBytes;
+  const bool wide_fits = shared_limit >= operand_bytes(Kernel::kMma, kWide, false) + 9 * 128 * kPlaceBytes;
   if (plan.kernel == Kernel::kSimt) {
     plan.tile = a.group_out <= 64 || a.positions < 128 * multiprocessors ? kSimtNarrow : kSimtWide;
+  } else if (plan.kernel == Kernel::kRing) {
+    if (plan.full_precision) {
+      plan.tile = a.group_out <= 64 ? kRingNarrowFull : kRingMiddleFull;
+    } else {
+      plan.tile = a.group_out <= 64 ? kRingNarrow : a.group_out <= 128 ? kRingMiddle : kRingWide;
+    }
   } else if (plan.kernel == Kernel::kWgmma) {
     plan.tile = a.group_out <= 64 ? kWgmmaNarrow : a.group_out <= 128 ? kWgmmaMiddle : kWgmmaWide;
   } else if (a.group_out <= 64) {
@@ -163,7 +185,8 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   }
   if (plan.kernel != Kernel::kSimt && tuning.tile.positions > 0) plan.tile = tuning.tile;
   plan_tiles(plan, multiprocessors, shared_limit, tuning);
-  plan.packed_bytes = a.groups * a.out_blocks * a.steps * plan.tile.channels * kChunkVectors * kVectorBytes;
+  plan.packed_bytes = a.groups * a.out_blocks * a.steps * plan.tile.channels * kChunkVectors * kVectorBytes *
+                      parts_of(plan.kernel, plan.full_precision);
   return plan;
 }
 

@@ -4,6 +4,7 @@
 #include "deform_conv2d/forward_choose.h"
 #include "deform_conv2d/forward_mma.cuh"
 #include "deform_conv2d/forward_prepare.cuh"
+#include "deform_conv2d/forward_ring.cuh"
 #include "deform_conv2d/forward_simt.cuh"
 #include "deform_conv2d/forward_wgmma.cuh"
 
@@ -46,13 +47,21 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
   p.segments = a.segments, p.segment_channels = a.segment_channels, p.chunks = a.chunks;
   p.taps = a.taps, p.table_taps = a.table_taps, p.kernel_w = a.kernel_w;
   p.channels_inside = weight.stride[1] == 1 && a.taps > 1 ? 1 : 0;
-  p.tf32 = plan.kernel != Kernel::kSimt && !plan.full_precision ? 1 : 0;
+  p.parts = parts_of(plan.kernel, plan.full_precision);
+  p.tf32 = plan.kernel != Kernel::kSimt && (!plan.full_precision || p.parts > 1) ? 1 : 0;
   p.kernel = plan.kernel;
   const std::int64_t blocks =
       static_cast<std::int64_t>(a.groups) * a.out_blocks * (plan.tile.channels / kPackRows) * a.segments * a.chunks;
   if (blocks > kMaxInt) fail(ErrorKind::kUnsupported, kOp, ": weight is too large, got ", shape_text(weight));
+  const std::int64_t item = dtype_size(weight.dtype), run = a.taps * a.segment_channels * item;
+  const auto whole = [](std::int64_t bytes) { return bytes % kVectorBytes == 0; };
+  p.whole_rows = a.taps <= kPackTaps && weight.stride[3] == 1 && weight.stride[2] == a.kernel_w &&
+                         weight.stride[1] == a.taps && whole(run) && whole(weight.stride[0] * item) &&
+                         whole(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(weight.data)))
+                     ? 1
+                     : 0;
   // Few blocks would wait long for their loads, so that then each has a few taps only.
-  p.taps_at_once = blocks >= 256 ? kPackTaps : blocks >= 64 ? 3 : 1;
+  p.taps_at_once = p.whole_rows != 0 || blocks >= 256 ? kPackTaps : blocks >= 64 ? 3 : 1;
   const std::int64_t parts = divide_up(a.taps, p.taps_at_once);
   cuda::launch(kOp, pack_weights<V>,
                dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(parts < 64 ? parts : 64)),
@@ -62,7 +71,7 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
 // The configurations that are compiled, tried in order until one is the plan's.
 template <class Type, int kM, int kN, int kWarpsM, int kWarpsN, int kBlocks>
 bool launch_mma_if(const Plan& plan, const dim3& grid, const CudaStream& stream) {
-  if (!same(plan.tile, TileConfig{kM, kN, kWarpsM, kWarpsN, kBlocks})) return false;
+  if (!same(plan.tile, TileConfig{kM, kN, kWarpsM, kWarpsN, kBlocks, 0})) return false;
   cuda::launch(kOp, forward_mma<Type, kM, kN, kWarpsM, kWarpsN, kBlocks>, grid, dim3(32 * kWarpsM * kWarpsN, 1, 1),
                static_cast<std::size_t>(plan.shared_bytes), stream, plan.arguments);
   return true;
@@ -89,7 +98,7 @@ void launch_mma(const Plan& plan, const dim3& grid, const CudaStream& stream) {
 
 template <class Type, int kN, int kSides, int kBlocks>
 bool launch_wgmma_if(const Plan& plan, const dim3& grid, const CudaStream& stream) {
-  if (!same(plan.tile, TileConfig{kWgmmaPositions, kN, kSides, kN / 16, kBlocks})) return false;
+  if (!same(plan.tile, TileConfig{kWgmmaPositions, kN, kSides, kN / 16, kBlocks, 0})) return false;
   cuda::launch(kOp, forward_wgmma<Type, kN, kSides, kBlocks>, grid, dim3(kN / 64 * kSides * 128, 1, 1),
                static_cast<std::size_t>(plan.shared_bytes), stream, plan.arguments);
   return true;
@@ -104,6 +113,41 @@ void launch_wgmma(const Plan& plan, const dim3& grid, const CudaStream& stream) 
   launched = launched || launch_wgmma_if<Type, 64, 1, 3>(plan, grid, stream) ||
              launch_wgmma_if<Type, 128, 1, 2>(plan, grid, stream);
 #endif
+  if (!launched) fail(ErrorKind::kRuntime, kOp, ": no kernel for the planned tile");
+}
+
+template <class Type, int kM, int kN, int kWarps, int kGroups, int kStages, int kBlocks>
+bool launch_ring_if(const Plan& plan, const dim3& grid, const CudaStream& stream) {
+  if (!same(plan.tile, TileConfig{kM, kN, kWarps, 4 * kGroups, kBlocks, kStages})) return false;
+  cuda::launch_early(kOp, plan.early, forward_ring<Type, kM, kN, kWarps, kGroups, kStages, kBlocks>, grid,
+                     dim3(128 * kGroups + 32 * kWarps, 1, 1), static_cast<std::size_t>(plan.shared_bytes), stream,
+                     plan.arguments);
+  return true;
+}
+
+template <class Type>
+void launch_ring(const Plan& plan, const dim3& grid, const CudaStream& stream) {
+  bool launched = false;
+  if constexpr (Type::kApart) {
+    launched = launch_ring_if<Type, 128, 64, 8, 1, 3, 1>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 128, 8, 2, 3, 1>(plan, grid, stream);
+#if defined(CENTERMASK_TUNING)
+    launched = launched || launch_ring_if<Type, 128, 64, 8, 1, 2, 1>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 128, 8, 2, 2, 1>(plan, grid, stream);
+#endif
+  } else {
+    launched = launch_ring_if<Type, 128, 64, 8, 1, 3, 2>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 128, 16, 1, 4, 1>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 256, 8, 2, 3, 1>(plan, grid, stream);
+#if defined(CENTERMASK_TUNING)
+    launched = launched || launch_ring_if<Type, 128, 64, 8, 1, 2, 2>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 64, 4, 1, 3, 2>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 64, 16, 1, 4, 1>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 128, 8, 2, 4, 1>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 128, 16, 1, 3, 1>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 256, 8, 2, 2, 1>(plan, grid, stream);
+#endif
+  }
   if (!launched) fail(ErrorKind::kRuntime, kOp, ": no kernel for the planned tile");
 }
 
@@ -152,7 +196,16 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
   lay_out_output(a, plan.shape);
 
   const dim3 grid(static_cast<unsigned>(a.tiles * a.groups * a.out_blocks), static_cast<unsigned>(a.splits), 1);
-  if (plan.kernel == Kernel::kWgmma) {
+  if (plan.kernel == Kernel::kRing) {
+#if defined(CENTERMASK_SM90A)
+#if defined(CENTERMASK_TUNING)
+    if (plan.half_blend && std::is_same<V, __half>::value) {
+      launch_ring<MmaFloat16HalfBlend>(plan, grid, stream);
+    } else
+#endif
+      launch_ring<Mma>(plan, grid, stream);
+#endif
+  } else if (plan.kernel == Kernel::kWgmma) {
 #if defined(CENTERMASK_SM90A)
 #if defined(CENTERMASK_TUNING)
     if (plan.half_blend && std::is_same<V, __half>::value) {
@@ -176,7 +229,8 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
   if (a.splits > 1) {
     const dim3 sums(static_cast<unsigned>(divide_up(a.tiles * plan.tile.positions, kSumRows)),
                     static_cast<unsigned>(a.groups * a.out_blocks * plan.tile.channels / 32), 1);
-    cuda::launch(kOp, sum_splits<V>, sums, dim3(kPrepareThreads, 1, 1), 0, stream, a, plan.tile);
+    cuda::launch_early(kOp, plan.kernel == Kernel::kRing && plan.early, sum_splits<V>, sums,
+                       dim3(kPrepareThreads, 1, 1), 0, stream, a, plan.tile);
   }
 }
 

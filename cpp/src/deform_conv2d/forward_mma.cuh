@@ -130,8 +130,8 @@ __device__ __forceinline__ int sample_at(int row, int vector) {
 }
 
 // A part of K's sums into the workspace. Lane 4*g + t holds channels g and g+8 and positions 2t and 2t+1 of each 16 x 8
-// tile.
-template <int kM, int kN, int kWarpsM, int kWarpsN>
+// tile. A warp's tiles follow each other, or, if kSpread, those of other warps lie between them.
+template <int kM, int kN, int kWarpsM, int kWarpsN, bool kSpread = false>
 __device__ __forceinline__ void write_partial(const Arguments& a, const Work& work, int warp_m, int warp_n,
                                               const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4]) {
   constexpr int kTilesM = kM / kWarpsM / 8, kTilesN = kN / kWarpsN / 16;
@@ -145,20 +145,27 @@ __device__ __forceinline__ void write_partial(const Arguments& a, const Work& wo
           a.partial +
           ((static_cast<std::int64_t>(cuda::computed_here(blockIdx.y)) * a.tiles + work.tile) * kM + row) *
               (static_cast<std::int64_t>(a.groups * a.out_blocks) * kN) +
-          work.group_block * kN + warp_n * kTilesN * 16 + lane / 4;
+          work.group_block * kN + warp_n * (kSpread ? 1 : kTilesN) * 16 + lane / 4;
+      constexpr int kStep = kSpread ? 16 * kWarpsN : 16;
 #pragma unroll
       for (int n = 0; n < kTilesN; ++n) {
-        to[n * 16] = sums[n][m][j];
-        to[n * 16 + 8] = sums[n][m][2 + j];
+        to[n * kStep] = sums[n][m][j];
+        to[n * kStep + 8] = sums[n][m][2 + j];
       }
     }
   }
 }
 
+// The threads that a tile's result comes from: a block, or the first kThreads of one.
+struct WholeBlock {
+  __device__ __forceinline__ static void wait() { __syncthreads(); }
+};
+
 // Bias, activation and the way of a tile from registers to the output, through shared memory so that whole sectors are
 // written whichever the layout: staged with positions inside for row-major output, with channels inside for
 // channels-last.
-template <class V, int kM, int kN, int kWarpsM, int kWarpsN, int kBytes>
+template <class V, int kM, int kN, int kWarpsM, int kWarpsN, int kBytes, bool kSpread = false,
+          class Threads = WholeBlock>
 __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig& config, std::int64_t tile, int group,
                                            int out_block, unsigned char* memory, int warp_m, int warp_n,
                                            const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4]) {
@@ -176,12 +183,13 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
   const int channel_end = a.group_out - out_block * kN;  // columns that exist
 #pragma unroll
   for (int pass = 0; pass < kPasses; ++pass) {
-    __syncthreads();  // the operands, or the pass before, have been read
+    Threads::wait();  // the operands, or the pass before, have been read
 #pragma unroll
     for (int n = 0; n < kTilesN; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int column = (warp_n * kTilesN + n) * 16 + i * 8 + lane / 4 - pass * kColumns;
+        const int tile_n = kSpread ? n * kWarpsN + warp_n : warp_n * kTilesN + n;
+        const int column = tile_n * 16 + i * 8 + lane / 4 - pass * kColumns;
         if (column < 0 || column >= kColumns) continue;
         const int in_group = out_block * kN + pass * kColumns + column;
         const bool biased = a.bias != nullptr && in_group < a.group_out;
@@ -199,7 +207,7 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
         }
       }
     }
-    __syncthreads();
+    Threads::wait();
     const int first = group * a.group_out + out_block * kN + pass * kColumns, count = channel_end - pass * kColumns;
     V* const output = static_cast<V*>(a.output) + first * a.output_stride[1];
     if (a.vectors_out != 0) {
@@ -240,7 +248,7 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
   static_assert(kThreads % kChunkVectors == 0 && kM % (kThreads / kChunkVectors) == 0, "threads divide the samples");
   static_assert(kTilesN >= 1 && kTilesM >= 2 && kTilesM % 2 == 0, "warps divide the tile");
   using V = typename Type::Value;
-  constexpr TileConfig kTile = {kM, kN, kWarpsM, kWarpsN, kBlocks};
+  constexpr TileConfig kTile = {kM, kN, kWarpsM, kWarpsN, kBlocks, 0};
 
   CENTERMASK_DYNAMIC_SHARED(memory);
   unsigned char* const samples = memory;                // two stages

@@ -18,13 +18,16 @@ constexpr int kChunkVectors = 8;
 constexpr int kChunkBytes = kVectorBytes * kChunkVectors;
 // What the table of sampling places holds for a tap and a position: four weights, an index and flags.
 constexpr int kPlaceBytes = 24;
+// For the barriers of kRing.
+constexpr int kRingBarrierBytes = 128;
 
 // An output tile is `positions` x `channels`. Warps divide it, warps_m x warps_n; blocks_per_sm bounds the registers.
+// kRing: warps_m sample and warps_n multiply, with so many stages of operands between them.
 struct TileConfig {
-  int positions, channels, warps_m, warps_n, blocks_per_sm;
+  int positions, channels, warps_m, warps_n, blocks_per_sm, stages;
 };
 
-enum class Kernel : std::uint8_t { kWgmma, kMma, kSimt };
+enum class Kernel : std::uint8_t { kRing, kWgmma, kMma, kSimt };
 
 // What the kernels take.
 struct Arguments {
@@ -69,11 +72,13 @@ struct Arguments {
 
 // Instead of what the plan would choose; for benchmarks/cpp/deform_conv2d_tiles.cu.
 struct Tuning {
-  TileConfig tile{0, 0, 0, 0, 0};  // one of those compiled; 0 positions: chosen
+  TileConfig tile{0, 0, 0, 0, 0, 0};  // one of those compiled; 0 positions: chosen
   int splits = 0;                  // 0: chosen
   int patches = -1;                // 0: runs of positions, 1: patches, -1: chosen
   bool simt = false;               // no tensor cores
   bool wgmma = true;               // where it can be had
+  bool ring = true;                // likewise; otherwise every warp samples and multiplies
+  bool early = true;               // kernels may begin before those before them have ended
   bool half_blend = false;         // float16: samples blended in half precision
 };
 
@@ -84,6 +89,7 @@ struct Plan {
   bool copy_x = false;
   bool full_precision = false;  // float32 that is not to be rounded to tf32
   bool half_blend = false;
+  bool early = true;
   Arguments arguments{};  // without the pointers
   std::int64_t shared_bytes = 0;
   // Parts of the workspace, 0 bytes where they are not needed.

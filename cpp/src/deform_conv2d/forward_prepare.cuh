@@ -2,7 +2,7 @@
 // the sum of the parts of K.
 #pragma once
 
-#include "cuda/mma.h"
+#include "cuda/pipeline.h"
 #include "deform_conv2d/forward_sampling.cuh"
 
 namespace centermask::deform_forward {
@@ -61,7 +61,9 @@ struct PackArguments {
   std::int32_t segments, segment_channels, chunks, taps, table_taps, kernel_w;
   std::int32_t channels_inside;  // in memory the weight's channels follow each other, not its taps
   std::int32_t taps_at_once;
-  std::int32_t tf32;  // round float32 to it
+  std::int32_t whole_rows;  // an out channel's weights follow each other, in vectors, and all taps fit
+  std::int32_t tf32;        // round float32 to it
+  std::int32_t parts;       // 2: and the rest after it
   Kernel kernel;
 };
 
@@ -76,6 +78,7 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
   constexpr int kVectors = kPackRows * kChunkVectors;
   __shared__ V values[kPackRows * kPitch];  // [row][channel][tap]
   const int thread = static_cast<int>(threadIdx.x);
+  cuda::let_next_kernel_begin();  // it has work to do before it needs the weights
   if (blockIdx.x == 0 && blockIdx.y == 0 && thread == 0) static_cast<uint4*>(a.to)[a.zeros] = make_uint4(0, 0, 0, 0);
 
   const int row_blocks = a.columns / kPackRows, all_chunks = a.segments * a.chunks;
@@ -92,8 +95,23 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
        first_tap += static_cast<int>(gridDim.y) * a.taps_at_once) {
     const int taps = min(a.taps_at_once, a.taps - first_tap);
     __syncthreads();
+    const int row_vectors = kChunkVectors * a.taps;
 #pragma unroll 4
-    for (int i = thread; i < kPackRows * kDepth * taps; i += kPrepareThreads) {
+    for (int i = a.whole_rows != 0 ? thread : kPackRows * row_vectors; i < kPackRows * row_vectors;
+         i += kPrepareThreads) {
+      const int row = i / row_vectors, vector = i - row * row_vectors, out = first_out + row;
+      const int inside = (chunk * kDepth * a.taps) + vector * kElements;  // of the segment
+      uint4 words = make_uint4(0, 0, 0, 0);
+      if (inside < a.segment_channels * a.taps && out < a.group_out) {
+        words = *reinterpret_cast<const uint4*>(
+            static_cast<const V*>(a.from) + (group * a.group_out + out) * a.stride[0] +
+            static_cast<std::int64_t>(segment) * a.segment_channels * a.taps + inside);
+      }
+      unsigned* const to = reinterpret_cast<unsigned*>(values + row * kPitch) + vector * 4;
+      to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
+    }
+#pragma unroll 4
+    for (int i = a.whole_rows != 0 ? kPackRows * kDepth * taps : thread; i < kPackRows * kDepth * taps; i += kPrepareThreads) {
       const int row = i / (kDepth * taps), inside = i - row * (kDepth * taps);
       const int k = a.channels_inside != 0 ? inside % kDepth : inside / taps;
       const int tap = a.channels_inside != 0 ? inside / kDepth : inside - k * taps;
@@ -110,7 +128,7 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
     __syncthreads();
     for (int i = thread; i < kVectors * taps; i += kPrepareThreads) {
       const int tap = i / kVectors, inside = i % kVectors;
-      alignas(16) V vector[kElements];
+      alignas(16) V vector[kElements], rest[kElements];
       std::int64_t to = row_block * kVectors + inside;
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
@@ -120,7 +138,7 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
           const int word = e / (kElements / 4);  // a register of the left operand
           row = word % 2 * 8 + lane / 4;
           k = (half * 4 + lane % 4) * kElements + (instruction * 2 + word / 2) * (kElements / 4) + e % (kElements / 4);
-        } else if (a.kernel == Kernel::kWgmma) {
+        } else if (a.kernel == Kernel::kWgmma || a.kernel == Kernel::kRing) {
           row = inside / kChunkVectors;
           k = (inside % kChunkVectors ^ row % 8) * kElements + e;
         } else {
@@ -130,7 +148,11 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
           to = (k * a.columns + row_block * kPackRows) / kElements + inside % kOfRow;
         }
         V value = values[row * kPitch + k * taps + tap];
-        if constexpr (sizeof(V) == 4) value = a.tf32 != 0 ? bit_copy<V>(cuda::to_tf32(value)) : value;
+        if constexpr (sizeof(V) == 4) {
+          const V all = value;
+          value = a.tf32 != 0 ? bit_copy<V>(cuda::to_tf32(value)) : value;
+          rest[e] = bit_copy<V>(cuda::to_tf32(all - value));
+        }
         vector[e] = value;
       }
       // The step of K: segments, blocks of table_taps taps, chunks, taps (Cursor, forward_sampling.cuh).
@@ -138,8 +160,12 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
       const std::int64_t step = static_cast<std::int64_t>(segment) * a.chunks * a.taps +
                                 static_cast<std::int64_t>(block_tap) * a.chunks +
                                 chunk * min(a.table_taps, a.taps - block_tap) + (all - block_tap);
-      static_cast<uint4*>(a.to)[(group_block * a.steps + step) * (a.columns * kChunkVectors) + to] =
-          *reinterpret_cast<const uint4*>(vector);
+      uint4* const of_step =
+          static_cast<uint4*>(a.to) + (group_block * a.steps + step) * (a.parts * a.columns * kChunkVectors);
+      of_step[to] = *reinterpret_cast<const uint4*>(vector);
+      if constexpr (sizeof(V) == 4) {
+        if (a.parts > 1) of_step[a.columns * kChunkVectors + to] = *reinterpret_cast<const uint4*>(rest);
+      }
     }
   }
 }
@@ -154,6 +180,7 @@ __global__ void __launch_bounds__(kPrepareThreads) sum_splits(const Arguments a,
   const std::int64_t rows = a.tiles * tile.positions, first_row = static_cast<std::int64_t>(blockIdx.x) * kSumRows;
   const int first_column = static_cast<int>(blockIdx.y) * 32, lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t step = rows * columns;
+  cuda::wait_for_kernel_before();
 #pragma unroll
   for (int r = static_cast<int>(threadIdx.x) / 32; r < kSumRows; r += kPrepareThreads / 32) {
     float sum = 0;

@@ -204,20 +204,21 @@ struct Work {
 
 // ---- the table ----
 // Fills the table for the taps that follow each other from the cursor's. Followed by a barrier.
-// kAtOnce of a thread's taps have their loads under way together.
+// kAtOnce of a thread's taps have their loads under way together. `thread` counts those that take part.
 template <class V, int kPositions, int kThreads, int kAtOnce>
 __device__ __forceinline__ void find_places(const Arguments& a, const TileConfig& tile, std::int64_t tile_index,
-                                            const Cursor& cursor, const Places& places) {
+                                            const Cursor& cursor, const Places& places,
+                                            unsigned thread = threadIdx.x) {
   static_assert(kThreads % kPositions == 0, "a thread stays at one position");
   constexpr int kStep = kThreads / kPositions;
-  const int p = static_cast<int>(threadIdx.x % kPositions);
+  const int p = static_cast<int>(thread % kPositions);
   const int offset_group = cursor.segment / a.segments_of_offset_group;
   const int first_tap = cursor.first_tap, count = cursor.block_taps(a);
   const Position at = locate(a, tile, tile_index, p);
   const std::int64_t offset_at = at.n * a.offset_stride[0] + at.y * a.offset_stride[2] + at.x * a.offset_stride[3];
   const std::int64_t mask_at = at.n * a.mask_stride[0] + at.y * a.mask_stride[2] + at.x * a.mask_stride[3];
   const int y0 = at.y * a.stride[0] - a.padding[0], x0 = at.x * a.stride[1] - a.padding[1];
-  for (int tap0 = static_cast<int>(threadIdx.x / kPositions); tap0 < count; tap0 += kStep * kAtOnce) {
+  for (int tap0 = static_cast<int>(thread / kPositions); tap0 < count; tap0 += kStep * kAtOnce) {
     float dy[kAtOnce], dx[kAtOnce], mask[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
