@@ -103,11 +103,18 @@ __device__ __forceinline__ void mbarrier_arrive_expect(Mbarrier& barrier, int by
 }
 __device__ __forceinline__ void mbarrier_wait(Mbarrier& barrier, int parity) {
 #if CENTERMASK_HAVE_PIPELINE
+#if defined(CENTERMASK_TUNING)  // kernels that are being tried may wait for ever, which must not stop the card
+#define CENTERMASK_WAIT_BOUND "add.u32 count, count, 1;\nsetp.gt.u32 done, count, 1000000;\n@done trap;\n"
+#else
+#define CENTERMASK_WAIT_BOUND ""
+#endif
   asm volatile(
-      "{\n.reg .pred done;\nwait_again:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra "
-      "wait_ended;\nbra wait_again;\nwait_ended:\n}\n" ::"r"(shared_address(&barrier)),
+      "{\n.reg .pred done;\n.reg .u32 count;\nmov.u32 count, 0;\nwait_again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra wait_ended;\n" CENTERMASK_WAIT_BOUND
+      "bra wait_again;\nwait_ended:\n}\n" ::"r"(shared_address(&barrier)),
       "r"(parity)
       : "memory");
+#undef CENTERMASK_WAIT_BOUND
 #endif
 }
 // From global to shared memory, both 16-byte aligned; by one thread, on its own time. The bytes are counted by the

@@ -102,7 +102,7 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit, cons
 Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
                const TensorView& bias, const DeformConv2dParams& params, const Tuning& tuning) {
   Plan plan;
-  plan.half_blend = tuning.half_blend;
+  plan.study = tuning.study, plan.kernels = tuning.kernels;
   plan.early = tuning.early;
   plan.shape = deform_conv2d_shape(x, weight, offset, mask, bias, params);
   const DeformConv2dShape& s = plan.shape;

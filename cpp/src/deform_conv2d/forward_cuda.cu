@@ -61,7 +61,7 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
                      ? 1
                      : 0;
   // Few blocks would wait long for their loads, so that then each has a few taps only.
-  p.taps_at_once = p.whole_rows != 0 || blocks >= 256 ? kPackTaps : blocks >= 64 ? 3 : 1;
+  p.taps_at_once = blocks >= 256 ? kPackTaps : blocks >= 64 || p.whole_rows != 0 ? 3 : 1;
   const std::int64_t parts = divide_up(a.taps, p.taps_at_once);
   cuda::launch(kOp, pack_weights<V>,
                dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(parts < 64 ? parts : 64)),
@@ -83,16 +83,6 @@ void launch_mma(const Plan& plan, const dim3& grid, const CudaStream& stream) {
                   launch_mma_if<Type, 128, 128, 2, 4, 1>(plan, grid, stream) ||
                   launch_mma_if<Type, 128, 64, 4, 2, Type::kApart ? 1 : 2>(plan, grid, stream);
   if constexpr (!Type::kApart) launched = launched || launch_mma_if<Type, 128, 256, 2, 4, 1>(plan, grid, stream);
-#if defined(CENTERMASK_TUNING)
-  launched = launched || launch_mma_if<Type, 64, 256, 1, 4, 2>(plan, grid, stream) ||
-             launch_mma_if<Type, 128, 128, 2, 2, 2>(plan, grid, stream) ||
-             launch_mma_if<Type, 64, 128, 2, 4, 2>(plan, grid, stream) ||
-             launch_mma_if<Type, 64, 128, 1, 4, 3>(plan, grid, stream) ||
-             launch_mma_if<Type, 128, 64, 4, 1, 3>(plan, grid, stream) ||
-             launch_mma_if<Type, 128, 64, 2, 2, 3>(plan, grid, stream) ||
-             launch_mma_if<Type, 64, 64, 2, 2, 4>(plan, grid, stream) ||
-             launch_mma_if<Type, 256, 64, 8, 1, 1>(plan, grid, stream);
-#endif
   if (!launched) fail(ErrorKind::kRuntime, kOp, ": no kernel for the planned tile");
 }
 
@@ -109,10 +99,6 @@ void launch_wgmma(const Plan& plan, const dim3& grid, const CudaStream& stream) 
   bool launched = launch_wgmma_if<Type, 64, 2, 2>(plan, grid, stream) ||
                   launch_wgmma_if<Type, 128, 2, 1>(plan, grid, stream) ||
                   launch_wgmma_if<Type, 256, 1, 1>(plan, grid, stream);
-#if defined(CENTERMASK_TUNING)
-  launched = launched || launch_wgmma_if<Type, 64, 1, 3>(plan, grid, stream) ||
-             launch_wgmma_if<Type, 128, 1, 2>(plan, grid, stream);
-#endif
   if (!launched) fail(ErrorKind::kRuntime, kOp, ": no kernel for the planned tile");
 }
 
@@ -140,12 +126,18 @@ void launch_ring(const Plan& plan, const dim3& grid, const CudaStream& stream) {
                launch_ring_if<Type, 128, 128, 16, 1, 4, 1>(plan, grid, stream) ||
                launch_ring_if<Type, 128, 256, 8, 2, 3, 1>(plan, grid, stream);
 #if defined(CENTERMASK_TUNING)
-    launched = launched || launch_ring_if<Type, 128, 64, 8, 1, 2, 2>(plan, grid, stream) ||
-               launch_ring_if<Type, 128, 64, 4, 1, 3, 2>(plan, grid, stream) ||
-               launch_ring_if<Type, 128, 64, 16, 1, 4, 1>(plan, grid, stream) ||
-               launch_ring_if<Type, 128, 128, 8, 2, 4, 1>(plan, grid, stream) ||
-               launch_ring_if<Type, 128, 128, 16, 1, 3, 1>(plan, grid, stream) ||
-               launch_ring_if<Type, 128, 256, 8, 2, 2, 1>(plan, grid, stream);
+    if constexpr (Type::kStudy == Study::kNone && std::is_same<Type, MmaFloat16>::value) {
+      launched = launched || launch_ring_if<Type, 128, 64, 8, 1, 2, 2>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 64, 4, 1, 3, 2>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 64, 16, 1, 4, 1>(plan, grid, stream) ||
+                 launch_ring_if<Type, 64, 64, 4, 1, 3, 3>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 128, 8, 2, 4, 1>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 128, 16, 1, 3, 1>(plan, grid, stream) ||
+                 launch_ring_if<Type, 64, 128, 4, 1, 3, 2>(plan, grid, stream) ||
+                 launch_ring_if<Type, 64, 128, 8, 1, 3, 2>(plan, grid, stream) ||
+                 launch_ring_if<Type, 64, 256, 8, 2, 4, 1>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 256, 8, 2, 2, 1>(plan, grid, stream);
+    }
 #endif
   }
   if (!launched) fail(ErrorKind::kRuntime, kOp, ": no kernel for the planned tile");
@@ -156,6 +148,32 @@ void launch_simt(const Plan& plan, const dim3& grid, const CudaStream& stream) {
   const bool wide = same(plan.tile, kSimtWide);
   cuda::launch(kOp, wide ? forward_simt<Type, 128, 128> : forward_simt<Type, 64, 64>, grid, dim3(kSimtThreads, 1, 1),
                static_cast<std::size_t>(plan.shared_bytes), stream, plan.arguments);
+}
+
+template <class Simt, class Mma>
+void launch_product(const Plan& plan, const dim3& grid, const CudaStream& stream) {
+  switch (plan.kernel) {
+#if defined(CENTERMASK_SM90A)
+    case Kernel::kRing:
+#if defined(CENTERMASK_TUNING)
+      if (std::is_same<Mma, MmaFloat16>::value) {
+        switch (plan.study) {
+          case Study::kHalfBlend: return launch_ring<StudyFloat16<Study::kHalfBlend>>(plan, grid, stream);
+          case Study::kNoBlend: return launch_ring<StudyFloat16<Study::kNoBlend>>(plan, grid, stream);
+          case Study::kNoGather: return launch_ring<StudyFloat16<Study::kNoGather>>(plan, grid, stream);
+          case Study::kNoProduct: return launch_ring<StudyFloat16<Study::kNoProduct>>(plan, grid, stream);
+          case Study::kNone: break;
+        }
+      }
+#endif
+      return launch_ring<Mma>(plan, grid, stream);
+    case Kernel::kWgmma:
+      if constexpr (!Mma::kApart) launch_wgmma<Mma>(plan, grid, stream);
+      return;
+#endif
+    case Kernel::kMma: return launch_mma<Mma>(plan, grid, stream);
+    default: return launch_simt<Simt>(plan, grid, stream);
+  }
 }
 
 // How the output is written: which dimension is the inner one, and whether 16 bytes at a time.
@@ -178,11 +196,11 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
   unsigned char* memory = static_cast<unsigned char*>(workspace.data);
   a.x = x.data;
   if (plan.copy_x) {
-    copy_x<V>(plan, x, memory, stream);
+    if ((plan.kernels & kPrepare) != 0) copy_x<V>(plan, x, memory, stream);
     a.x = memory;
     memory += align_up(plan.x_bytes, kAlign);
   }
-  pack<V>(plan, weight, memory, stream);
+  if ((plan.kernels & kPrepare) != 0) pack<V>(plan, weight, memory, stream);
   a.packed = memory;
   a.zeros = reinterpret_cast<const uint4*>(memory + plan.packed_bytes);
   memory += align_up(plan.packed_bytes + kVectorBytes, kAlign);
@@ -196,37 +214,8 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
   lay_out_output(a, plan.shape);
 
   const dim3 grid(static_cast<unsigned>(a.tiles * a.groups * a.out_blocks), static_cast<unsigned>(a.splits), 1);
-  if (plan.kernel == Kernel::kRing) {
-#if defined(CENTERMASK_SM90A)
-#if defined(CENTERMASK_TUNING)
-    if (plan.half_blend && std::is_same<V, __half>::value) {
-      launch_ring<MmaFloat16HalfBlend>(plan, grid, stream);
-    } else
-#endif
-      launch_ring<Mma>(plan, grid, stream);
-#endif
-  } else if (plan.kernel == Kernel::kWgmma) {
-#if defined(CENTERMASK_SM90A)
-#if defined(CENTERMASK_TUNING)
-    if (plan.half_blend && std::is_same<V, __half>::value) {
-      launch_wgmma<MmaFloat16HalfBlend>(plan, grid, stream);
-    } else
-#endif
-        if constexpr (!Mma::kApart) {
-      launch_wgmma<Mma>(plan, grid, stream);
-    }
-#endif
-  } else if (plan.kernel == Kernel::kMma) {
-#if defined(CENTERMASK_TUNING)
-    if (plan.half_blend && std::is_same<V, __half>::value) {
-      launch_mma<MmaFloat16HalfBlend>(plan, grid, stream);
-    } else
-#endif
-      launch_mma<Mma>(plan, grid, stream);
-  } else {
-    launch_simt<Simt>(plan, grid, stream);
-  }
-  if (a.splits > 1) {
+  if ((plan.kernels & kProduct) != 0) launch_product<Simt, Mma>(plan, grid, stream);
+  if (a.splits > 1 && (plan.kernels & kSum) != 0) {
     const dim3 sums(static_cast<unsigned>(divide_up(a.tiles * plan.tile.positions, kSumRows)),
                     static_cast<unsigned>(a.groups * a.out_blocks * plan.tile.channels / 32), 1);
     cuda::launch_early(kOp, plan.kernel == Kernel::kRing && plan.early, sum_splits<V>, sums,

@@ -20,6 +20,7 @@ struct PlainRegisters {
     __device__ __forceinline__ Right(std::uint32_t x, std::uint32_t y) : words{x, y} {}
   };
   static constexpr bool kApart = false;
+  static constexpr Study kStudy = Study::kNone;
 };
 
 struct MmaFloat16 : Float16, PlainRegisters {
@@ -32,8 +33,10 @@ struct MmaFloat16 : Float16, PlainRegisters {
   }
 };
 #if defined(CENTERMASK_TUNING)
-// Samples blended in half precision, four roundings each: a quarter of the instructions.
-struct MmaFloat16HalfBlend : MmaFloat16 {};
+template <Study kWhich>
+struct StudyFloat16 : MmaFloat16 {
+  static constexpr Study kStudy = kWhich;
+};
 #endif
 struct MmaBFloat16 : BFloat16, PlainRegisters {
   __device__ static __forceinline__ uint4 operand(const float (&v)[8]) {
@@ -73,6 +76,7 @@ struct MmaFloat32 : Float32 {
     }
   };
   static constexpr bool kApart = true;
+  static constexpr Study kStudy = Study::kNone;
   __device__ static __forceinline__ void divide(std::uint32_t bits, std::uint32_t& high, std::uint32_t& low) {
     const float value = bit_copy<float>(bits);
     high = cuda::to_tf32(value);
@@ -96,7 +100,16 @@ __device__ __forceinline__ uint4 sample(Type type, const Neighbours& n, const fl
   return Type::operand(values);
 }
 #if defined(CENTERMASK_TUNING)
-__device__ __forceinline__ uint4 sample(MmaFloat16HalfBlend, const Neighbours& n, const float4& places) {
+__device__ __forceinline__ uint4 sample(StudyFloat16<Study::kNoBlend>, const Neighbours& n, const float4& places) {
+  unsigned result[4] = {bit_copy<unsigned>(places.x), 0, 0, 0};
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) {
+    result[0] ^= n.pixel[corner].x, result[1] ^= n.pixel[corner].y;
+    result[2] ^= n.pixel[corner].z, result[3] ^= n.pixel[corner].w;
+  }
+  return make_uint4(result[0], result[1], result[2], result[3]);
+}
+__device__ __forceinline__ uint4 sample(StudyFloat16<Study::kHalfBlend>, const Neighbours& n, const float4& places) {
   const __half2 weights[4] = {__float2half2_rn(places.x), __float2half2_rn(places.y), __float2half2_rn(places.z),
                               __float2half2_rn(places.w)};
   unsigned result[4];

@@ -70,6 +70,16 @@ struct Arguments {
   std::int64_t steps;       // of K
 };
 
+// What a kernel leaves out or does otherwise, to see where its time goes; in builds with CENTERMASK_TUNING, float16.
+enum class Study : std::uint8_t {
+  kNone,
+  kHalfBlend,  // samples blended in half precision
+  kNoBlend,    // one exclusive or in place of the interpolation
+  kNoGather,   // every neighbour is the same vector
+  kNoProduct
+};
+constexpr int kPrepare = 1, kProduct = 2, kSum = 4;  // kernels of a call
+
 // Instead of what the plan would choose; for benchmarks/cpp/deform_conv2d_tiles.cu.
 struct Tuning {
   TileConfig tile{0, 0, 0, 0, 0, 0};  // one of those compiled; 0 positions: chosen
@@ -79,7 +89,8 @@ struct Tuning {
   bool wgmma = true;               // where it can be had
   bool ring = true;                // likewise; otherwise every warp samples and multiplies
   bool early = true;               // kernels may begin before those before them have ended
-  bool half_blend = false;         // float16: samples blended in half precision
+  Study study = Study::kNone;
+  int kernels = kPrepare | kProduct | kSum;  // those to launch
 };
 
 struct Plan {
@@ -88,7 +99,8 @@ struct Plan {
   TileConfig tile{};
   bool copy_x = false;
   bool full_precision = false;  // float32 that is not to be rounded to tf32
-  bool half_blend = false;
+  Study study = Study::kNone;
+  int kernels = kPrepare | kProduct | kSum;
   bool early = true;
   Arguments arguments{};  // without the pointers
   std::int64_t shared_bytes = 0;

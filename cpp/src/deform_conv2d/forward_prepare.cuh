@@ -126,6 +126,7 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
       values[row * kPitch + k * taps + tap] = value;
     }
     __syncthreads();
+    const int held = a.whole_rows != 0 ? a.taps : taps, first_held = a.whole_rows != 0 ? first_tap : 0;
     for (int i = thread; i < kVectors * taps; i += kPrepareThreads) {
       const int tap = i / kVectors, inside = i % kVectors;
       alignas(16) V vector[kElements], rest[kElements];
@@ -147,7 +148,7 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
           row = inside % kOfRow * kElements + e;
           to = (k * a.columns + row_block * kPackRows) / kElements + inside % kOfRow;
         }
-        V value = values[row * kPitch + k * taps + tap];
+        V value = values[row * kPitch + k * held + first_held + tap];
         if constexpr (sizeof(V) == 4) {
           const V all = value;
           value = a.tf32 != 0 ? bit_copy<V>(cuda::to_tf32(value)) : value;

@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
       } else {
         cuda::wgmma_fence();
 #pragma unroll
-        for (int n = 0; n < kTilesN; ++n) {
+        for (int n = 0; n < (Type::kStudy == Study::kNoProduct ? 0 : kTilesN); ++n) {
           multiply_step<Type, kBPart, kAPart, (Shape::kGiven < 90)>(Type(), sums[n], left + n * (kBPart / kTilesN), right);
         }
         cuda::wgmma_commit();
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
     int entry;            // of the table
     const auto start = [&] {
       const int vector = next.chunk * kChunkVectors + my_vector;
-      pixels = vector < a.segment_vectors ? static_cast<const uint4*>(a.x) +
+      pixels = vector < a.segment_vectors && Type::kStudy != Study::kNoGather ? static_cast<const uint4*>(a.x) +
                                                 static_cast<std::int64_t>(next.segment) * a.segment_vectors + vector
                                           : nullptr;
       entry = next.tap * kM + my_row;
