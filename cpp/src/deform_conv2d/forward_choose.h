@@ -50,12 +50,14 @@ std::int64_t operand_bytes(Kernel kernel, const TileConfig& tile, bool full_prec
   return (tile.positions + 4 + tile.channels) * 32 * static_cast<std::int64_t>(sizeof(float));
 }
 
-// Can x be read as it is: 16-byte vectors of channels that begin on 16 bytes?
+// Can x be read as it is: 16-byte vectors of channels that begin on 16 bytes? The stride of a dimension of one element
+// says nothing: PyTorch leaves any number there.
 bool vectors_in_place(const TensorView& x, std::int64_t segment_channels) {
   const std::int64_t elements = kVectorBytes / dtype_size(x.dtype);
   bool fits = x.stride[1] == 1 && segment_channels % elements == 0 &&
               reinterpret_cast<std::uintptr_t>(x.data) % kVectorBytes == 0;
   for (int i : {0, 2, 3}) {
+    if (x.shape[i] == 1) continue;
     fits = fits && x.stride[i] >= 0 && x.stride[i] % elements == 0;
     if (i != 0) fits = fits && x.stride[i] / elements <= kMaxInt;
   }
@@ -144,9 +146,10 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   plan.copy_x = !vectors_in_place(x, segment);
   const std::int64_t pixel = s.in_channels / segment * a.segment_vectors;  // in vectors
   if (plan.copy_x) plan.x_bytes = s.batch * s.height * s.width * pixel * kVectorBytes;
-  const std::int64_t strides[4] = {plan.copy_x ? s.height * s.width * pixel : x.stride[0] / elements, 0,
-                                   plan.copy_x ? s.width * pixel : x.stride[2] / elements,
-                                   plan.copy_x ? pixel : x.stride[3] / elements};
+  std::int64_t strides[4] = {s.height * s.width * pixel, 0, s.width * pixel, pixel};
+  if (!plan.copy_x) {
+    for (int i : {0, 2, 3}) strides[i] = x.shape[i] == 1 ? 0 : x.stride[i] / elements;
+  }
   if ((s.batch - 1) * strides[0] + (s.height - 1) * strides[2] + s.width * strides[3] > kMaxInt ||
       strides[2] > kMaxInt) {
     fail(ErrorKind::kUnsupported, kOp, ": x must have less than 32 GiB on CUDA, got ", shape_text(x));
