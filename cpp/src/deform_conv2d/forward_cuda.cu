@@ -31,7 +31,12 @@ void copy_x(const Plan& plan, const TensorView& x, void* to, const CudaStream& s
   if (s.batch * c.pixel_blocks > kMaxInt || channel_blocks > 65535) {
     fail(ErrorKind::kUnsupported, kOp, ": x is too large to be brought to channels-last, got ", shape_text(x));
   }
-  cuda::launch(kOp, copy_channels_last<V>,
+  constexpr std::int64_t kItem = sizeof(V), kElements = kVectorBytes / kItem;
+  const bool planes = x.stride[3] == 1 && x.stride[2] == s.width && c.pixels % kElements == 0 &&
+                      x.stride[1] % kElements == 0 && x.stride[0] % kElements == 0 &&
+                      c.segment_channels == c.padded_channels &&
+                      reinterpret_cast<std::uintptr_t>(x.data) % kVectorBytes == 0;
+  cuda::launch(kOp, planes ? copy_planes<V> : copy_channels_last<V>,
                dim3(static_cast<unsigned>(s.batch * c.pixel_blocks), static_cast<unsigned>(channel_blocks), 1),
                dim3(kPrepareThreads, 1, 1), 0, stream, c);
 }

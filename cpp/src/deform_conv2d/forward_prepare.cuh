@@ -51,6 +51,40 @@ __global__ void __launch_bounds__(kPrepareThreads) copy_channels_last(const Copy
   }
 }
 
+// The same where whole vectors can be read along pixels and written along channels: planes without gaps, segments
+// without padding.
+template <class V>
+__global__ void __launch_bounds__(kPrepareThreads) copy_planes(const CopyArguments a) {
+  constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V)), kVectors = kCopyTile / kElements;
+  constexpr int kPitch = kCopyTile + 4 / static_cast<int>(sizeof(V));  // one word more: other banks for the next channel
+  alignas(16) __shared__ V values[kCopyTile * kPitch];                 // [channel][pixel]
+  const std::int64_t n = blockIdx.x / a.pixel_blocks;
+  const std::int64_t first_pixel = (blockIdx.x - n * a.pixel_blocks) * kCopyTile;
+  const int first_channel = static_cast<int>(blockIdx.y) * kCopyTile;
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.x); i < kCopyTile * kVectors; i += kPrepareThreads) {
+    const int channel = i / kVectors, pixel = i % kVectors * kElements;
+    uint4 vector = make_uint4(0, 0, 0, 0);
+    if (first_channel + channel < a.all_channels && first_pixel + pixel < a.pixels) {
+      vector = __ldg(reinterpret_cast<const uint4*>(static_cast<const V*>(a.from) + n * a.stride[0] +
+                                                    (first_channel + channel) * a.stride[1] + first_pixel + pixel));
+    }
+    unsigned* const to = reinterpret_cast<unsigned*>(values + channel * kPitch + pixel);
+    to[0] = vector.x, to[1] = vector.y, to[2] = vector.z, to[3] = vector.w;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.x); i < kCopyTile * kVectors; i += kPrepareThreads) {
+    const int pixel = i / kVectors, channel = i % kVectors * kElements;
+    if (first_channel + channel >= a.all_channels || first_pixel + pixel >= a.pixels) continue;
+    alignas(16) V vector[kElements];
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) vector[e] = values[(channel + e) * kPitch + pixel];
+    *reinterpret_cast<uint4*>(static_cast<V*>(a.to) + (n * a.pixels + first_pixel + pixel) * a.all_channels +
+                              first_channel + channel) = *reinterpret_cast<const uint4*>(vector);
+  }
+}
+
 struct PackArguments {
   const void* from;
   std::int64_t stride[4];
@@ -76,7 +110,7 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
   constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V)), kDepth = kChunkVectors * kElements;
   constexpr int kPitch = kDepth * kPackTaps + 4 / static_cast<int>(sizeof(V));
   constexpr int kVectors = kPackRows * kChunkVectors;
-  __shared__ V values[kPackRows * kPitch];  // [row][channel][tap]
+  alignas(16) __shared__ V values[kPackRows * kPitch];  // [row][channel][tap]
   const int thread = static_cast<int>(threadIdx.x);
   cuda::let_next_kernel_begin();  // it has work to do before it needs the weights
   if (blockIdx.x == 0 && blockIdx.y == 0 && thread == 0) static_cast<uint4*>(a.to)[a.zeros] = make_uint4(0, 0, 0, 0);
