@@ -36,6 +36,15 @@ __device__ __forceinline__ unsigned computed_here(unsigned value) {
   return value;
 }
 
+// The same, and computed after whatever is stored before: keeps loads that depend on it from being moved to where
+// registers are scarce.
+__device__ __forceinline__ unsigned computed_after_stores(unsigned value) {
+#if !defined(CENTERMASK_CUDA_EMULATED)
+  asm volatile("" : "+r"(value)::"memory");
+#endif
+  return value;
+}
+
 #if defined(CENTERMASK_CUDA_EMULATED)
 
 namespace twin {
@@ -123,6 +132,7 @@ inline void ldmatrix_x4_trans(std::uint32_t (&r)[4], const void* row) {
 }
 
 inline float4 load_shared(const float4* shared) { return *shared; }
+inline uint4 load_shared(const uint4* shared) { return *shared; }
 
 inline void cp_async_16(void* shared, const void* global) { std::memcpy(shared, global, 16); }
 inline void cp_async_16_or_zero(void* shared, const void* global, bool present) {
@@ -221,6 +231,14 @@ __device__ __forceinline__ float4 load_shared(const float4* shared) {
   float4 value;
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];\n"
                : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "r"(shared_address(shared)));
+  return value;
+}
+
+__device__ __forceinline__ uint4 load_shared(const uint4* shared) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                : "r"(shared_address(shared)));
   return value;
 }

@@ -17,15 +17,18 @@ constexpr std::int64_t kMaxInt = (std::int64_t{1} << 31) - 1;
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t align_up(std::int64_t a, std::int64_t step) { return divide_up(a, step) * step; }
 
+constexpr int kMostTableTaps = 9;  // more would leave no room for the L1 cache
+
 constexpr TileConfig kWide = {128, 256, 2, 4, 1, 0}, kWideSmall = {64, 256, 2, 4, 1, 0};
 constexpr TileConfig kMiddle = {128, 128, 2, 4, 1, 0}, kNarrow = {128, 64, 4, 2, 2, 0};
 constexpr TileConfig kSimtWide = {128, 128, 0, 0, 0, 0}, kSimtNarrow = {64, 64, 0, 0, 0, 0};
 
 constexpr TileConfig kWgmmaWide = {128, 256, 1, 16, 1, 0}, kWgmmaMiddle = {128, 128, 2, 8, 1, 0};
 constexpr TileConfig kWgmmaNarrow = {128, 64, 2, 4, 2, 0};
-constexpr TileConfig kRingWide = {128, 256, 8, 8, 1, 3}, kRingMiddle = {128, 128, 16, 4, 1, 4};
+constexpr TileConfig kRingWide = {128, 256, 8, 8, 1, 3}, kRingMiddle = {128, 128, 16, 4, 1, 3};
+constexpr TileConfig kRingWideSmall = {64, 256, 8, 8, 1, 4};
 constexpr TileConfig kRingNarrow = {128, 64, 8, 4, 2, 3};
-constexpr TileConfig kRingMiddleFull = {128, 128, 8, 8, 1, 3}, kRingNarrowFull = {128, 64, 8, 4, 1, 3};  // in two parts
+constexpr TileConfig kRingMiddleFull = {128, 128, 8, 8, 1, 2}, kRingNarrowFull = {128, 64, 8, 4, 1, 3};  // in two parts
 
 // Code for sm_90a is in the library where its build says so, and in the emulator always.
 #if defined(CENTERMASK_CUDA_EMULATED) && !defined(CENTERMASK_SM90A)
@@ -79,9 +82,9 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit, cons
   const bool patches = tuning.patches >= 0 ? tuning.patches != 0 : a.tiles * 16 <= runs * 17;
   if (!patches) a.patch_w = 0, a.tiles = runs;
 
-  const std::int64_t operands = operand_bytes(plan.kernel, tile, plan.full_precision), per_tap = tile.positions * kPlaceBytes;
+  const std::int64_t operands = operand_bytes(plan.kernel, tile, plan.full_precision), per_tap = tile.positions * (plan.kernel == Kernel::kRing ? kRingPlaceBytes : kPlaceBytes);
   std::int64_t table_taps = (shared_limit - operands) / per_tap;
-  if (table_taps > 9) table_taps = 9;  // room for the L1 cache
+  if (table_taps > kMostTableTaps) table_taps = kMostTableTaps;
   if (table_taps > a.taps) table_taps = a.taps;
   a.table_taps = static_cast<std::int32_t>(table_taps);
   plan.shared_bytes = operands + table_taps * per_tap;
@@ -94,6 +97,9 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit, cons
   if (tuning.splits > 0) splits = tuning.splits < a.steps ? tuning.splits : a.steps;
   if (static_cast<std::int64_t>(a.groups) * a.out_blocks * tile.channels > 65535 * 32) splits = 1;  // the sum's grid
   a.splits = static_cast<std::int32_t>(splits < 1 ? 1 : splits);
+  if (plan.kernel == Kernel::kRing && a.splits == 2 && adds_parts(tile.channels, plan.full_precision)) {
+    plan.counter_bytes = 4 * blocks;
+  }
   if (a.splits > 1) {
     plan.partial_bytes = a.splits * a.tiles * tile.positions * a.groups * a.out_blocks * tile.channels *
                          static_cast<std::int64_t>(sizeof(float));
@@ -145,6 +151,7 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
 
   plan.copy_x = !vectors_in_place(x, segment);
   const std::int64_t pixel = s.in_channels / segment * a.segment_vectors;  // in vectors
+  plan.zero_bytes = pixel * kVectorBytes;
   if (plan.copy_x) plan.x_bytes = s.batch * s.height * s.width * pixel * kVectorBytes;
   std::int64_t strides[4] = {s.height * s.width * pixel, 0, s.width * pixel, pixel};
   if (!plan.copy_x) {
@@ -161,7 +168,7 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   plan.kernel = code.capability >= 80 && !tuning.simt ? Kernel::kMma : Kernel::kSimt;
 #if defined(CENTERMASK_SM90A)
   if (code.sm90a && plan.kernel == Kernel::kMma && tuning.wgmma) {
-    if (tuning.ring) {
+    if (tuning.ring && a.segments == 1 && a.taps <= kMostTableTaps && a.x_row <= kMaxInt / kVectorBytes && pixel <= kMaxInt / kVectorBytes) {
       plan.kernel = Kernel::kRing;
     } else if (!plan.full_precision) {
       plan.kernel = Kernel::kWgmma;
@@ -176,6 +183,9 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
       plan.tile = a.group_out <= 64 ? kRingNarrowFull : kRingMiddleFull;
     } else {
       plan.tile = a.group_out <= 64 ? kRingNarrow : a.group_out <= 128 ? kRingMiddle : kRingWide;
+      // Two blocks for a tile are less work afterwards than four; but each reads all weights of its part of K.
+      const std::int64_t blocks = divide_up(a.positions, 128) * a.groups * divide_up(a.group_out, 256);
+      if (a.group_out > 128 && blocks * 4 <= multiprocessors && a.steps <= 144) plan.tile = kRingWideSmall;
     }
   } else if (plan.kernel == Kernel::kWgmma) {
     plan.tile = a.group_out <= 64 ? kWgmmaNarrow : a.group_out <= 128 ? kWgmmaMiddle : kWgmmaWide;
@@ -194,7 +204,8 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
 }
 
 std::size_t workspace_bytes(const Plan& plan) {
-  return static_cast<std::size_t>(align_up(plan.x_bytes, kAlign) + align_up(plan.packed_bytes + kVectorBytes, kAlign) +
+  return static_cast<std::size_t>(align_up(plan.x_bytes, kAlign) + align_up(plan.packed_bytes, kAlign) +
+                                  align_up(plan.zero_bytes + plan.counter_bytes, kAlign) +
                                   align_up(plan.partial_bytes, kAlign));
 }
 

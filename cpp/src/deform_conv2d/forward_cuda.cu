@@ -47,7 +47,9 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
   PackArguments p{};
   p.from = weight.data, p.to = to;
   for (int i = 0; i < 4; ++i) p.stride[i] = weight.stride[i];
-  p.zeros = plan.packed_bytes / kVectorBytes, p.steps = a.steps;
+  p.steps = a.steps;
+  p.zeros = align_up(plan.packed_bytes, kAlign) / kVectorBytes;
+  p.zero_vectors = divide_up(plan.zero_bytes + plan.counter_bytes, kVectorBytes);
   p.group_out = a.group_out, p.out_blocks = a.out_blocks, p.columns = plan.tile.channels;
   p.segments = a.segments, p.segment_channels = a.segment_channels, p.chunks = a.chunks;
   p.taps = a.taps, p.table_taps = a.table_taps, p.kernel_w = a.kernel_w;
@@ -121,27 +123,23 @@ void launch_ring(const Plan& plan, const dim3& grid, const CudaStream& stream) {
   bool launched = false;
   if constexpr (Type::kApart) {
     launched = launch_ring_if<Type, 128, 64, 8, 1, 3, 1>(plan, grid, stream) ||
-               launch_ring_if<Type, 128, 128, 8, 2, 3, 1>(plan, grid, stream);
-#if defined(CENTERMASK_TUNING)
-    launched = launched || launch_ring_if<Type, 128, 64, 8, 1, 2, 1>(plan, grid, stream) ||
                launch_ring_if<Type, 128, 128, 8, 2, 2, 1>(plan, grid, stream);
+#if defined(CENTERMASK_TUNING)
+    launched = launched || launch_ring_if<Type, 128, 64, 16, 1, 3, 1>(plan, grid, stream);
 #endif
   } else {
     launched = launch_ring_if<Type, 128, 64, 8, 1, 3, 2>(plan, grid, stream) ||
-               launch_ring_if<Type, 128, 128, 16, 1, 4, 1>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 128, 16, 1, 3, 1>(plan, grid, stream) ||
+               launch_ring_if<Type, 64, 256, 8, 2, 4, 1>(plan, grid, stream) ||
                launch_ring_if<Type, 128, 256, 8, 2, 3, 1>(plan, grid, stream);
 #if defined(CENTERMASK_TUNING)
-    if constexpr (Type::kStudy == Study::kNone && std::is_same<Type, MmaFloat16>::value) {
+    if constexpr (std::is_same<Type, MmaFloat16>::value) {
       launched = launched || launch_ring_if<Type, 128, 64, 8, 1, 2, 2>(plan, grid, stream) ||
-                 launch_ring_if<Type, 128, 64, 4, 1, 3, 2>(plan, grid, stream) ||
-                 launch_ring_if<Type, 128, 64, 16, 1, 4, 1>(plan, grid, stream) ||
+                 launch_ring_if<Type, 64, 64, 8, 1, 3, 2>(plan, grid, stream) ||
                  launch_ring_if<Type, 64, 64, 4, 1, 3, 3>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 64, 16, 1, 4, 1>(plan, grid, stream) ||
                  launch_ring_if<Type, 128, 128, 8, 2, 4, 1>(plan, grid, stream) ||
-                 launch_ring_if<Type, 128, 128, 16, 1, 3, 1>(plan, grid, stream) ||
-                 launch_ring_if<Type, 64, 128, 4, 1, 3, 2>(plan, grid, stream) ||
-                 launch_ring_if<Type, 64, 128, 8, 1, 3, 2>(plan, grid, stream) ||
-                 launch_ring_if<Type, 64, 256, 8, 2, 4, 1>(plan, grid, stream) ||
-                 launch_ring_if<Type, 128, 256, 8, 2, 2, 1>(plan, grid, stream);
+                 launch_ring_if<Type, 64, 128, 8, 1, 3, 2>(plan, grid, stream);
     }
 #endif
   }
@@ -207,8 +205,10 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
   }
   if ((plan.kernels & kPrepare) != 0) pack<V>(plan, weight, memory, stream);
   a.packed = memory;
-  a.zeros = reinterpret_cast<const uint4*>(memory + plan.packed_bytes);
-  memory += align_up(plan.packed_bytes + kVectorBytes, kAlign);
+  memory += align_up(plan.packed_bytes, kAlign);
+  a.zeros = reinterpret_cast<const uint4*>(memory);
+  a.counters = plan.counter_bytes > 0 ? reinterpret_cast<std::int32_t*>(memory + plan.zero_bytes) : nullptr;
+  memory += align_up(plan.zero_bytes + plan.counter_bytes, kAlign);
   a.partial = a.splits > 1 ? reinterpret_cast<float*>(memory) : nullptr;
   a.offset = offset.data;
   a.mask = mask.present() ? mask.data : nullptr;
@@ -220,7 +220,7 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
 
   const dim3 grid(static_cast<unsigned>(a.tiles * a.groups * a.out_blocks), static_cast<unsigned>(a.splits), 1);
   if ((plan.kernels & kProduct) != 0) launch_product<Simt, Mma>(plan, grid, stream);
-  if (a.splits > 1 && (plan.kernels & kSum) != 0) {
+  if (a.splits > 1 && a.counters == nullptr && (plan.kernels & kSum) != 0) {
     const dim3 sums(static_cast<unsigned>(divide_up(a.tiles * plan.tile.positions, kSumRows)),
                     static_cast<unsigned>(a.groups * a.out_blocks * plan.tile.channels / 32), 1);
     cuda::launch_early(kOp, plan.kernel == Kernel::kRing && plan.early, sum_splits<V>, sums,

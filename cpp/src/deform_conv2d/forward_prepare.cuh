@@ -89,7 +89,7 @@ struct PackArguments {
   const void* from;
   std::int64_t stride[4];
   void* to;
-  std::int64_t zeros;  // index of the vector, after all others, that samples outside the image read
+  std::int64_t zeros, zero_vectors;  // where zeros are to be, counted in vectors: what samples outside the image read
   std::int64_t steps;  // of K
   std::int32_t group_out, out_blocks, columns;
   std::int32_t segments, segment_channels, chunks, taps, table_taps, kernel_w;
@@ -113,7 +113,11 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
   alignas(16) __shared__ V values[kPackRows * kPitch];  // [row][channel][tap]
   const int thread = static_cast<int>(threadIdx.x);
   cuda::let_next_kernel_begin();  // it has work to do before it needs the weights
-  if (blockIdx.x == 0 && blockIdx.y == 0 && thread == 0) static_cast<uint4*>(a.to)[a.zeros] = make_uint4(0, 0, 0, 0);
+  if (blockIdx.x == 0 && blockIdx.y == 0) {
+    for (std::int64_t i = thread; i < a.zero_vectors; i += kPrepareThreads) {
+      static_cast<uint4*>(a.to)[a.zeros + i] = make_uint4(0, 0, 0, 0);
+    }
+  }
 
   const int row_blocks = a.columns / kPackRows, all_chunks = a.segments * a.chunks;
   std::int64_t block = blockIdx.x;
@@ -222,6 +226,7 @@ __global__ void __launch_bounds__(kPrepareThreads) sum_splits(const Arguments a,
     if (first_row + r < rows) {  // columns are a multiple of 32
       const float* from = a.partial + (first_row + r) * columns + first_column + lane;
       sum = from[0];
+#pragma unroll 4
       for (int split = 1; split < a.splits; ++split) sum += from[split * step];
     }
     sums[r][lane] = sum;

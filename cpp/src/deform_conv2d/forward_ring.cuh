@@ -10,7 +10,8 @@ namespace {
 
 // A tile of kM positions x kN out channels: kGroups warpgroups multiply, each for kTilesN times 64 channels that lie
 // kGroups * 64 apart; kWarps warps after them sample. A stage of the ring has the samples and the weights of one step,
-// and where Type::kApart the rest of each number, which tf32 does not hold, after them.
+// and where Type::kApart the rest of each number, which tf32 does not hold, after them. The places of all taps are in
+// shared memory from the beginning: all channels of a group have the same offsets, and the taps fit.
 template <class Type, int kM, int kN, int kWarps, int kGroups, int kBlocks>
 struct RingShape {
   static constexpr int kTilesN = kN / 64 / kGroups;
@@ -34,19 +35,53 @@ struct FirstThreads {
   __device__ __forceinline__ static void wait() { cuda::barrier_of(1, kThreads); }
 };
 
-// A sample into a stage, `to` its 16 bytes there and kPart bytes on the place of its rest.
+// The table of places for warps that do little but sample: nothing is left to be computed. The address of the first
+// neighbour, as two words, and how many bytes further the ones to its right and below it are, 0 where there is none.
+// Samples outside the image are read from zeros.
+struct RingPlaces {
+  float4* weights;  // [tap][position]
+  uint4* where;
+
+  __device__ __forceinline__ RingPlaces(unsigned char* memory, int table_taps, int positions)
+      : weights(reinterpret_cast<float4*>(memory)), where(reinterpret_cast<uint4*>(memory) + table_taps * positions) {}
+  __device__ __forceinline__ void put(const Arguments& a, int entry, const float4& four, const int2& index) const {
+    const bool inside = index.x >= 0;
+    const std::uint64_t address = reinterpret_cast<std::uintptr_t>(inside ? static_cast<const uint4*>(a.x) + index.x : a.zeros);
+    weights[entry] = four;
+    where[entry] = make_uint4(static_cast<unsigned>(address), static_cast<unsigned>(address >> 32),
+                              inside && (index.y & 1) != 0 ? static_cast<unsigned>(a.x_pixel) * kVectorBytes : 0u,
+                              inside && (index.y & 2) != 0 ? static_cast<unsigned>(a.x_row) * kVectorBytes : 0u);
+  }
+};
+
+// `bytes`: of the vector in its pixel.
+__device__ __forceinline__ void gather(const uint4& where, unsigned bytes, Neighbours& n) {
+  const unsigned char* const top =
+      reinterpret_cast<const unsigned char*>((static_cast<std::uint64_t>(where.y) << 32 | where.x) + bytes);
+  const unsigned char* const bottom = top + where.w;
+  n.pixel[0] = __ldg(reinterpret_cast<const uint4*>(top));
+  n.pixel[1] = __ldg(reinterpret_cast<const uint4*>(top + where.z));
+  n.pixel[2] = __ldg(reinterpret_cast<const uint4*>(bottom));
+  n.pixel[3] = __ldg(reinterpret_cast<const uint4*>(bottom + where.z));
+}
+
+// A sample into a stage, `to` its 16 bytes there and kPart bytes on the place of its rest; zeros unless `present`.
 template <class Type, int kPart>
-__device__ __forceinline__ void write_sample(Type type, const Neighbours& n, const float4& weights, unsigned char* to) {
+__device__ __forceinline__ void write_sample(Type type, const Neighbours& n, const float4& weights, bool present,
+                                             unsigned char* to) {
   if constexpr (Type::kApart) {
     float values[Type::kElements];
     blend(type, n, weights, values);
+    if (!present) values[0] = values[1] = values[2] = values[3] = 0;
     unsigned high[4], low[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) Type::divide(bit_copy<unsigned>(values[i]), high[i], low[i]);
     *reinterpret_cast<uint4*>(to) = make_uint4(high[0], high[1], high[2], high[3]);
     *reinterpret_cast<uint4*>(to + kPart) = make_uint4(low[0], low[1], low[2], low[3]);
   } else {
-    *reinterpret_cast<uint4*>(to) = sample(type, n, weights);
+    uint4 value = sample(type, n, weights);
+    if (!present) value = make_uint4(0, 0, 0, 0);
+    *reinterpret_cast<uint4*>(to) = value;
   }
 }
 
@@ -73,6 +108,42 @@ __device__ __forceinline__ void multiply_step(Type type, float (&sums)[kTiles][4
   }
 }
 
+// Two blocks share a tile's K. Leaves a block's sums for the other one; the last of the two gets both added up, and true.
+// (The sum of two numbers does not depend on their order.)
+template <int kTilesN, int kTilesM, int kThreads>
+__device__ __forceinline__ bool add_parts(const Arguments& a, int* arrived_before, float (&sums)[kTilesN][kTilesM][4]) {
+  const int thread = static_cast<int>(threadIdx.x);
+  constexpr int kSlots = kTilesN * kTilesM, kAtOnce = 4;  // of a thread
+  float4* const slots =
+      reinterpret_cast<float4*>(a.partial) + static_cast<std::int64_t>(blockIdx.x) * (2 * kSlots * kThreads) + thread;
+  float4* const mine = slots + blockIdx.y * (kSlots * kThreads);
+  const float4* const other = slots + (1 - blockIdx.y) * (kSlots * kThreads);
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const float(&sum)[4] = sums[i / kTilesM][i % kTilesM];
+    mine[i * kThreads] = make_float4(sum[0], sum[1], sum[2], sum[3]);
+  }
+  __threadfence();
+  FirstThreads<kThreads>::wait();
+  if (thread == 0) *arrived_before = atomicAdd(a.counters + blockIdx.x, 1);
+  FirstThreads<kThreads>::wait();
+  if (*arrived_before == 0) return false;
+  __threadfence();
+#pragma unroll
+  for (int first = 0; first < kSlots; first += kAtOnce) {
+    if (first > 0) FirstThreads<kThreads>::wait();  // the compiler would begin with all loads, and has no registers
+    float4 parts[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) parts[i] = __ldcg(other + (first + i) * kThreads);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      float(&sum)[4] = sums[(first + i) / kTilesM][(first + i) % kTilesM];
+      sum[0] += parts[i].x, sum[1] += parts[i].y, sum[2] += parts[i].z, sum[3] += parts[i].w;
+    }
+  }
+  return true;
+}
+
 template <class Type, int kM, int kN, int kWarps, int kGroups, int kStages, int kBlocks>
 __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBlocks>::kThreads, kBlocks)
     forward_ring(const Arguments a) {
@@ -83,18 +154,20 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
   constexpr int kABytes = kAPart * Shape::kParts, kBBytes = kBPart * Shape::kParts, kStageBytes = kABytes + kBBytes;
   constexpr int kTilesM = kM / 8;
   constexpr TileConfig kTile = {kM, kN, kWarps, 4 * kGroups, kBlocks, kStages};
-  static_assert(16 * kStages <= kRingBarrierBytes, "the barriers fit");
+  static_assert(16 * kStages + 16 <= kRingBarrierBytes, "the barriers fit");
 
   CENTERMASK_DYNAMIC_SHARED(unaligned);
   unsigned char* const memory = cuda::align_for_swizzle(unaligned);  // stages, each samples and weights
   cuda::Mbarrier* const full = reinterpret_cast<cuda::Mbarrier*>(memory + kStages * kStageBytes);
   cuda::Mbarrier* const empty = full + kStages;
-  const Places places(memory + kStages * kStageBytes + kRingBarrierBytes, a.table_taps, kM);
+  int* const arrived_before = reinterpret_cast<int*>(empty + kStages);
+  const RingPlaces places(memory + kStages * kStageBytes + kRingBarrierBytes, a.table_taps, kM);
 
   const int thread = static_cast<int>(threadIdx.x);
   const Work work(a, blockIdx.x);
-  const std::int64_t first_step = a.steps * blockIdx.y / a.splits;
-  const int steps = static_cast<int>(a.steps * (blockIdx.y + 1) / a.splits - first_step);
+  const int first_step = a.splits == 1 ? 0 : static_cast<int>(a.steps * blockIdx.y / a.splits);
+  const int steps = a.splits == 1 ? static_cast<int>(a.steps)
+                                  : static_cast<int>(a.steps * (blockIdx.y + 1) / a.splits) - first_step;
   if (thread == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
       cuda::mbarrier_init(full[stage], kWarps + 1);  // and the weights
@@ -102,6 +175,8 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
     }
     cuda::mbarrier_publish_init();
   }
+  constexpr int kTapsAtOnce = (9 * kM + Shape::kThreads - 1) / Shape::kThreads;
+  find_places<V, kM, Shape::kThreads, kTapsAtOnce>(a, kTile, work.tile, Cursor(work.group), places);
   __syncthreads();
 
   if (thread < kMultiplying) {
@@ -167,14 +242,17 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
     }
     cuda::wgmma_wait<0>();
     cuda::let_next_kernel_begin();
-    const int warp_n = thread / 32;
-    const Work done(a, cuda::computed_here(blockIdx.x));
-    if (a.partial != nullptr) {
-      write_partial<kM, kN, 1, 4 * kGroups, true>(a, done, 0, warp_n, sums);
-    } else {
-      write_tile<V, kM, kN, 1, 4 * kGroups, kStages * kStageBytes, true, FirstThreads<kMultiplying>>(
-          a, kTile, done.tile, done.group, done.out_block, memory, 0, warp_n, sums);
+    const int warp_n = static_cast<int>(cuda::computed_here(threadIdx.x)) / 32;
+    if (a.splits > 1 && a.counters == nullptr) {
+      write_partial<kM, kN, 1, 4 * kGroups, true>(a, Work(a, cuda::computed_here(blockIdx.x)), 0, warp_n, sums);
+      return;
     }
+    if constexpr (adds_parts(kN, Type::kApart)) {
+      if (a.splits > 1 && !add_parts<kTilesN, kTilesM, kMultiplying>(a, arrived_before, sums)) return;
+    }
+    const Work done(a, cuda::computed_here(blockIdx.x));
+    write_tile<V, kM, kN, 1, 4 * kGroups, kStages * kStageBytes, true, FirstThreads<kMultiplying>>(
+        a, kTile, done.tile, done.group, done.out_block, memory, 0, warp_n, sums);
   } else {
     if constexpr (Shape::kShift) cuda::give_registers<Shape::kForSamples>();
     const int sampler = thread - kMultiplying;
@@ -184,59 +262,59 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
     const int my_vector = sampler % kChunkVectors, my_row = sampler / kChunkVectors;
     unsigned char* const my_samples = memory + cuda::swizzled(my_row, my_vector);
 
-    Cursor next(a, work.group, first_step);
-    find_places<V, kM, kSampling, 3>(a, kTile, work.tile, next, places, static_cast<unsigned>(sampler));
     cuda::wait_for_kernel_before();
-    cuda::barrier_of(2, kSampling);
 
-    const uint4* pixels;  // channels of the first pixel, null if there are none
-    int entry;            // of the table
+    int chunk = first_step / a.taps, tap = first_step - chunk * a.taps;
+    unsigned bytes = 0;    // of the vector in its pixel
+    bool present = false;  // is there one, or has the segment ended?
+    int entry = 0;         // of the table
     const auto start = [&] {
-      const int vector = next.chunk * kChunkVectors + my_vector;
-      pixels = vector < a.segment_vectors && Type::kStudy != Study::kNoGather ? static_cast<const uint4*>(a.x) +
-                                                static_cast<std::int64_t>(next.segment) * a.segment_vectors + vector
-                                          : nullptr;
-      entry = next.tap * kM + my_row;
+      const int vector = chunk * kChunkVectors + my_vector;
+      present = vector < a.segment_vectors;
+      bytes = static_cast<unsigned>(work.group * a.segment_vectors + min(vector, a.segment_vectors - 1)) * kVectorBytes;
+      entry = tap * kM + my_row;
     };
-    // While one sample is blended the loads of the next ones are under way, also from one step to the next.
+    // While a sample is blended the loads of the next ones are under way, also from one step to the next, and the place
+    // of the one after these has been read.
     Neighbours neighbours[kSets];
-    const auto gather_one = [&](int i) {
-      gather(a, places, entry + i % kItems * kRowStep, pixels, neighbours[i % kSets]);
+    uint4 where = make_uint4(0, 0, 0, 0);
+    const auto read_place = [&](int i) { where = cuda::load_shared(places.where + entry + i * kRowStep); };
+    const auto gather_into = [&](int set) {
+      if constexpr (Type::kStudy == Study::kNoGather) {
+        const std::uint64_t zeros = reinterpret_cast<std::uintptr_t>(a.zeros);
+        where = make_uint4(static_cast<unsigned>(zeros), static_cast<unsigned>(zeros >> 32), 0, 0);
+      }
+      where.x = cuda::computed_after_stores(where.x);
+      gather(where, bytes, neighbours[set]);
     };
     start();
+    read_place(0);
 #pragma unroll
-    for (int i = 0; i < kSets - 1; ++i) gather_one(i);
+    for (int i = 0; i < kSets - 1; ++i) {
+      gather_into(i);
+      read_place(i + 1);
+    }
     int stage = 0, phase = 1;  // `empty` begins as if a phase before the first had ended
-    for (int step = 0; step < steps; ++step) {
+    for (int steps_left = steps; steps_left > 0; --steps_left) {
       unsigned char* const to = my_samples + stage * kStageBytes;
       const float4* const weights = places.weights + entry;
-      bool more = false, refill = false;
+      const bool present_here = present;
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int ahead = i + kSets - 1;
-        if (ahead == kItems) {
-          more = step + 1 < steps;
-          refill = more && next.advance(a);
-          more = more && !refill;
-          if (more) start();
+        const float4 four = cuda::load_shared(weights + i * kRowStep);
+        gather_into(ahead % kSets);
+        if (ahead == kItems - 1) {  // After the last step the first sample of some step is gathered once more.
+          if (++tap == a.taps) tap = 0, chunk = chunk + 1 < a.chunks ? chunk + 1 : 0;
+          start();
         }
-        if (ahead < kItems || more) gather_one(ahead);
+        read_place((ahead + 1) % kItems);
         if (i == 0) cuda::mbarrier_wait(empty[stage], phase);
-        write_sample<Type, kAPart>(Type(), neighbours[i % kSets], cuda::load_shared(weights + i * kRowStep),
-                                   to + i * kRowStep * kChunkBytes);
+        write_sample<Type, kAPart>(Type(), neighbours[i % kSets], four, present_here, to + i * kRowStep * kChunkBytes);
       }
       cuda::publish_to_async();
       __syncwarp();
       if (thread % 32 == 0) cuda::mbarrier_arrive(full[stage]);
-      if (refill) {
-        cuda::barrier_of(2, kSampling);  // the table was read
-        find_places<V, kM, kSampling, 1>(a, kTile, Work(a, cuda::computed_here(blockIdx.x)).tile, next, places,
-                                         static_cast<unsigned>(sampler));
-        cuda::barrier_of(2, kSampling);
-        start();
-#pragma unroll
-        for (int i = 0; i < kSets - 1; ++i) gather_one(i);
-      }
       if (++stage == kStages) stage = 0, phase ^= 1;
     }
     cuda::let_next_kernel_begin();

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kSimtThreads, 2) forward_simt(const Arguments 
       }
       const V* from = static_cast<const V*>(a.packed) +
                       ((work.group_block * a.steps + step) * kChunkVectors + first) * kElements * kN;
-#pragma unroll 4
+#pragma unroll 2
       for (int i = thread; i < kDepth * kN; i += kSimtThreads) weights[i] = to_float(from[i]);
       __syncthreads();
 #pragma unroll 4
