@@ -36,15 +36,6 @@ __device__ __forceinline__ unsigned computed_here(unsigned value) {
   return value;
 }
 
-// The same, and computed after whatever is stored before: keeps loads that depend on it from being moved to where
-// registers are scarce.
-__device__ __forceinline__ unsigned computed_after_stores(unsigned value) {
-#if !defined(CENTERMASK_CUDA_EMULATED)
-  asm volatile("" : "+r"(value)::"memory");
-#endif
-  return value;
-}
-
 #if defined(CENTERMASK_CUDA_EMULATED)
 
 namespace twin {
@@ -133,6 +124,7 @@ inline void ldmatrix_x4_trans(std::uint32_t (&r)[4], const void* row) {
 
 inline float4 load_shared(const float4* shared) { return *shared; }
 inline uint4 load_shared(const uint4* shared) { return *shared; }
+inline uint4 load_global(const void* global) { return *static_cast<const uint4*>(global); }
 
 inline void cp_async_16(void* shared, const void* global) { std::memcpy(shared, global, 16); }
 inline void cp_async_16_or_zero(void* shared, const void* global, bool present) {
@@ -240,6 +232,16 @@ __device__ __forceinline__ uint4 load_shared(const uint4* shared) {
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                : "r"(shared_address(shared)));
+  return value;
+}
+
+// 16 aligned bytes of global memory; unlike __ldg, never moved across a barrier.
+__device__ __forceinline__ uint4 load_global(const void* global) {
+  uint4 value;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(global)
+               : "memory");
   return value;
 }
 

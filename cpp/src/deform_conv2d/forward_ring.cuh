@@ -59,10 +59,10 @@ __device__ __forceinline__ void gather(const uint4& where, unsigned bytes, Neigh
   const unsigned char* const top =
       reinterpret_cast<const unsigned char*>((static_cast<std::uint64_t>(where.y) << 32 | where.x) + bytes);
   const unsigned char* const bottom = top + where.w;
-  n.pixel[0] = __ldg(reinterpret_cast<const uint4*>(top));
-  n.pixel[1] = __ldg(reinterpret_cast<const uint4*>(top + where.z));
-  n.pixel[2] = __ldg(reinterpret_cast<const uint4*>(bottom));
-  n.pixel[3] = __ldg(reinterpret_cast<const uint4*>(bottom + where.z));
+  n.pixel[0] = cuda::load_global(top);
+  n.pixel[1] = cuda::load_global(top + where.z);
+  n.pixel[2] = cuda::load_global(bottom);
+  n.pixel[3] = cuda::load_global(bottom + where.z);
 }
 
 // A sample into a stage, `to` its 16 bytes there and kPart bytes on the place of its rest; zeros unless `present`.
@@ -284,7 +284,6 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
         const std::uint64_t zeros = reinterpret_cast<std::uintptr_t>(a.zeros);
         where = make_uint4(static_cast<unsigned>(zeros), static_cast<unsigned>(zeros >> 32), 0, 0);
       }
-      where.x = cuda::computed_after_stores(where.x);
       gather(where, bytes, neighbours[set]);
     };
     start();
@@ -302,7 +301,6 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int ahead = i + kSets - 1;
-        const float4 four = cuda::load_shared(weights + i * kRowStep);
         gather_into(ahead % kSets);
         if (ahead == kItems - 1) {  // After the last step the first sample of some step is gathered once more.
           if (++tap == a.taps) tap = 0, chunk = chunk + 1 < a.chunks ? chunk + 1 : 0;
@@ -310,6 +308,10 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
         }
         read_place((ahead + 1) % kItems);
         if (i == 0) cuda::mbarrier_wait(empty[stage], phase);
+        // The compiler would rather blend first, to save registers, and then wait for the loads: it moves none across
+        // this, and what is read after it is needed for the blend.
+        __syncwarp();
+        const float4 four = cuda::load_shared(weights + i * kRowStep);
         write_sample<Type, kAPart>(Type(), neighbours[i % kSets], four, present_here, to + i * kRowStep * kChunkBytes);
       }
       cuda::publish_to_async();
