@@ -32,7 +32,7 @@ struct Thread {
   State state = State::kReturned;
   int barrier = 0;
   bool started = false;
-  bool polls = false;  // came back without having found what it looks for
+  bool polls = false;              // came back without having found what it looks for
   WarpMeeting* meeting = nullptr;  // the one it waits in, or whose outcome it reads
 };
 

@@ -266,7 +266,8 @@ void test_errors() {
               "x must be float32, float16 or bfloat16 on CUDA, got float64");
 }
 
-// Strides of dimensions with one element do not matter: such an x is read in place, as if they were those of a dense one.
+// Strides of dimensions with one element do not matter: such an x is read in place, as if they were those of a dense
+// one.
 void test_strides_of_one() {
   const DeviceBuffer<unsigned char> memory(1 << 16);
   for (const int one : {0, 2, 3}) {

@@ -144,8 +144,8 @@ __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
 #endif
 }
-// A kernel launched with launch_early() may begin when all blocks of the one before have called this or ended; what that
-// one has written is there after wait_for_kernel_before().
+// A kernel launched with launch_early() may begin when all blocks of the one before have called this or ended; what
+// that one has written is there after wait_for_kernel_before().
 __device__ __forceinline__ void let_next_kernel_begin() {
 #if CENTERMASK_HAVE_PIPELINE
   asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");

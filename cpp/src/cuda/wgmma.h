@@ -59,7 +59,8 @@ void wgmma_bf16(float (&d)[kTiles][4], const void* a, const void* b, int k, bool
 }
 template <int kTiles>
 void wgmma_tf32(float (&d)[kTiles][4], const void* a, const void* b, int k, bool add = true) {
-  twin::wgmma<std::uint32_t>(d, a, b, k, add, [](std::uint32_t bits) { return twin::bits_to_float(bits & 0xffffe000u); });
+  twin::wgmma<std::uint32_t>(d, a, b, k, add,
+                             [](std::uint32_t bits) { return twin::bits_to_float(bits & 0xffffe000u); });
 }
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}
@@ -81,11 +82,11 @@ __device__ __forceinline__ std::uint64_t wgmma_operand(const void* shared, int k
 }
 
 #if CENTERMASK_HAVE_WGMMA
-#define CENTERMASK_WGMMA(n, types, immediates, registers, operands, added, ...)                                          \
-  const std::uint64_t left = wgmma_operand(a, k), right = wgmma_operand(b, k);                                    \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " added ", 0;\nwgmma.mma_async.sync.aligned.m64n" n types " {" registers \
-               "}, " operands ", p, 1, 1" immediates ";\n}\n"                                                     \
-               : __VA_ARGS__                                                                                      \
+#define CENTERMASK_WGMMA(n, types, immediates, registers, operands, added, ...)                            \
+  const std::uint64_t left = wgmma_operand(a, k), right = wgmma_operand(b, k);                             \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " added ", 0;\nwgmma.mma_async.sync.aligned.m64n" n types \
+               " {" registers "}, " operands ", p, 1, 1" immediates ";\n}\n"                               \
+               : __VA_ARGS__                                                                               \
                : "l"(left), "l"(right), "r"(add ? 1 : 0))
 #define CENTERMASK_WGMMA_LOW                                                                                       \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
@@ -97,7 +98,7 @@ __device__ __forceinline__ std::uint64_t wgmma_operand(const void* shared, int k
 #define CENTERMASK_WGMMA_32(j)                                                                            \
   CENTERMASK_WGMMA_4(j), CENTERMASK_WGMMA_4(j + 1), CENTERMASK_WGMMA_4(j + 2), CENTERMASK_WGMMA_4(j + 3), \
       CENTERMASK_WGMMA_4(j + 4), CENTERMASK_WGMMA_4(j + 5), CENTERMASK_WGMMA_4(j + 6), CENTERMASK_WGMMA_4(j + 7)
-#define CENTERMASK_WGMMA_128(types, immediates)                                                      \
+#define CENTERMASK_WGMMA_128(types, immediates)                                                             \
   CENTERMASK_WGMMA("128", types, immediates, CENTERMASK_WGMMA_LOW CENTERMASK_WGMMA_HIGH, "%64, %65", "%66", \
                    CENTERMASK_WGMMA_32(0), CENTERMASK_WGMMA_32(8))
 #define CENTERMASK_WGMMA_64(types, immediates) \

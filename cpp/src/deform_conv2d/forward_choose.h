@@ -82,7 +82,8 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit, cons
   const bool patches = tuning.patches >= 0 ? tuning.patches != 0 : a.tiles * 16 <= runs * 17;
   if (!patches) a.patch_w = 0, a.tiles = runs;
 
-  const std::int64_t operands = operand_bytes(plan.kernel, tile, plan.full_precision), per_tap = tile.positions * (plan.kernel == Kernel::kRing ? kRingPlaceBytes : kPlaceBytes);
+  const std::int64_t operands = operand_bytes(plan.kernel, tile, plan.full_precision),
+                     per_tap = tile.positions * (plan.kernel == Kernel::kRing ? kRingPlaceBytes : kPlaceBytes);
   std::int64_t table_taps = (shared_limit - operands) / per_tap;
   if (table_taps > kMostTableTaps) table_taps = kMostTableTaps;
   if (table_taps > a.taps) table_taps = a.taps;
@@ -168,7 +169,8 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   plan.kernel = code.capability >= 80 && !tuning.simt ? Kernel::kMma : Kernel::kSimt;
 #if defined(CENTERMASK_SM90A)
   if (code.sm90a && plan.kernel == Kernel::kMma && tuning.wgmma) {
-    if (tuning.ring && a.segments == 1 && a.taps <= kMostTableTaps && a.x_row <= kMaxInt / kVectorBytes && pixel <= kMaxInt / kVectorBytes) {
+    if (tuning.ring && a.segments == 1 && a.taps <= kMostTableTaps && a.x_row <= kMaxInt / kVectorBytes &&
+        pixel <= kMaxInt / kVectorBytes) {
       plan.kernel = Kernel::kRing;
     } else if (!plan.full_precision) {
       plan.kernel = Kernel::kWgmma;
@@ -194,7 +196,8 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   } else if (a.group_out <= 128) {
     plan.tile = kMiddle;
   } else {
-    plan.tile = wide_fits && !plan.full_precision ? kWide : kWideSmall;
+    // Code for sm_90 and later would need more registers for the wide tile than there are.
+    plan.tile = wide_fits && !plan.full_precision && code.capability < 90 ? kWide : kWideSmall;
   }
   if (plan.kernel != Kernel::kSimt && tuning.tile.positions > 0) plan.tile = tuning.tile;
   plan_tiles(plan, multiprocessors, shared_limit, tuning);

@@ -262,6 +262,12 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
   static_assert(kTilesN >= 1 && kTilesM >= 2 && kTilesM % 2 == 0, "warps divide the tile");
   using V = typename Type::Value;
   constexpr TileConfig kTile = {kM, kN, kWarpsM, kWarpsN, kBlocks, 0};
+#if !defined(CENTERMASK_CUDA_EMULATED) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (kM * kN > 128 * 128) {  // the host does not choose it
+    __trap();
+    return;
+  }
+#endif
 
   CENTERMASK_DYNAMIC_SHARED(memory);
   unsigned char* const samples = memory;                // two stages

@@ -90,12 +90,12 @@ constexpr int kPrepare = 1, kProduct = 2, kSum = 4;  // kernels of a call
 // Instead of what the plan would choose; for benchmarks/cpp/deform_conv2d_tiles.cu.
 struct Tuning {
   TileConfig tile{0, 0, 0, 0, 0, 0};  // one of those compiled; 0 positions: chosen
-  int splits = 0;                  // 0: chosen
-  int patches = -1;                // 0: runs of positions, 1: patches, -1: chosen
-  bool simt = false;               // no tensor cores
-  bool wgmma = true;               // where it can be had
-  bool ring = true;                // likewise; otherwise every warp samples and multiplies
-  bool early = true;               // kernels may begin before those before them have ended
+  int splits = 0;                     // 0: chosen
+  int patches = -1;                   // 0: runs of positions, 1: patches, -1: chosen
+  bool simt = false;                  // no tensor cores
+  bool wgmma = true;                  // where it can be had
+  bool ring = true;                   // likewise; otherwise every warp samples and multiplies
+  bool early = true;                  // kernels may begin before those before them have ended
   Study study = Study::kNone;
   int kernels = kPrepare | kProduct | kSum;  // those to launch
 };

@@ -56,8 +56,9 @@ __global__ void __launch_bounds__(kPrepareThreads) copy_channels_last(const Copy
 template <class V>
 __global__ void __launch_bounds__(kPrepareThreads) copy_planes(const CopyArguments a) {
   constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V)), kVectors = kCopyTile / kElements;
-  constexpr int kPitch = kCopyTile + 4 / static_cast<int>(sizeof(V));  // one word more: other banks for the next channel
-  alignas(16) __shared__ V values[kCopyTile * kPitch];                 // [channel][pixel]
+  constexpr int kPitch =
+      kCopyTile + 4 / static_cast<int>(sizeof(V));      // one word more: other banks for the next channel
+  alignas(16) __shared__ V values[kCopyTile * kPitch];  // [channel][pixel]
   const std::int64_t n = blockIdx.x / a.pixel_blocks;
   const std::int64_t first_pixel = (blockIdx.x - n * a.pixel_blocks) * kCopyTile;
   const int first_channel = static_cast<int>(blockIdx.y) * kCopyTile;
@@ -90,7 +91,7 @@ struct PackArguments {
   std::int64_t stride[4];
   void* to;
   std::int64_t zeros, zero_vectors;  // where zeros are to be, counted in vectors: what samples outside the image read
-  std::int64_t steps;  // of K
+  std::int64_t steps;                // of K
   std::int32_t group_out, out_blocks, columns;
   std::int32_t segments, segment_channels, chunks, taps, table_taps, kernel_w;
   std::int32_t channels_inside;  // in memory the weight's channels follow each other, not its taps
@@ -141,15 +142,16 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
       const int inside = (chunk * kDepth * a.taps) + vector * kElements;  // of the segment
       uint4 words = make_uint4(0, 0, 0, 0);
       if (inside < a.segment_channels * a.taps && out < a.group_out) {
-        words = *reinterpret_cast<const uint4*>(
-            static_cast<const V*>(a.from) + (group * a.group_out + out) * a.stride[0] +
-            static_cast<std::int64_t>(segment) * a.segment_channels * a.taps + inside);
+        words =
+            *reinterpret_cast<const uint4*>(static_cast<const V*>(a.from) + (group * a.group_out + out) * a.stride[0] +
+                                            static_cast<std::int64_t>(segment) * a.segment_channels * a.taps + inside);
       }
       unsigned* const to = reinterpret_cast<unsigned*>(values + row * kPitch) + vector * 4;
       to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
     }
 #pragma unroll 4
-    for (int i = a.whole_rows != 0 ? kPackRows * kDepth * taps : thread; i < kPackRows * kDepth * taps; i += kPrepareThreads) {
+    for (int i = a.whole_rows != 0 ? kPackRows * kDepth * taps : thread; i < kPackRows * kDepth * taps;
+         i += kPrepareThreads) {
       const int row = i / (kDepth * taps), inside = i - row * (kDepth * taps);
       const int k = a.channels_inside != 0 ? inside % kDepth : inside / taps;
       const int tap = a.channels_inside != 0 ? inside / kDepth : inside - k * taps;

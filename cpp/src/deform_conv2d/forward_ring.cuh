@@ -46,7 +46,8 @@ struct RingPlaces {
       : weights(reinterpret_cast<float4*>(memory)), where(reinterpret_cast<uint4*>(memory) + table_taps * positions) {}
   __device__ __forceinline__ void put(const Arguments& a, int entry, const float4& four, const int2& index) const {
     const bool inside = index.x >= 0;
-    const std::uint64_t address = reinterpret_cast<std::uintptr_t>(inside ? static_cast<const uint4*>(a.x) + index.x : a.zeros);
+    const std::uint64_t address =
+        reinterpret_cast<std::uintptr_t>(inside ? static_cast<const uint4*>(a.x) + index.x : a.zeros);
     weights[entry] = four;
     where[entry] = make_uint4(static_cast<unsigned>(address), static_cast<unsigned>(address >> 32),
                               inside && (index.y & 1) != 0 ? static_cast<unsigned>(a.x_pixel) * kVectorBytes : 0u,
@@ -91,8 +92,8 @@ template <class Type, int kLeftPart, int kRightPart, bool kHalves, int kTiles>
 __device__ __forceinline__ void multiply_step(Type type, float (&sums)[kTiles][4], const unsigned char* left,
                                               const unsigned char* right) {
   if constexpr (kHalves && kTiles > 8) {
-    float(&low)[kTiles / 2][4] = *reinterpret_cast<float(*)[kTiles / 2][4]>(&sums[0]);
-    float(&high)[kTiles / 2][4] = *reinterpret_cast<float(*)[kTiles / 2][4]>(&sums[kTiles / 2]);
+    float (&low)[kTiles / 2][4] = *reinterpret_cast<float (*)[kTiles / 2][4]>(&sums[0]);
+    float (&high)[kTiles / 2][4] = *reinterpret_cast<float (*)[kTiles / 2][4]>(&sums[kTiles / 2]);
     multiply_step<Type, kLeftPart, kRightPart, false>(type, low, left, right);
     multiply_step<Type, kLeftPart, kRightPart, false>(type, high, left, right + kTiles * 4 * kChunkBytes);
   } else if constexpr (Type::kApart) {
@@ -108,8 +109,8 @@ __device__ __forceinline__ void multiply_step(Type type, float (&sums)[kTiles][4
   }
 }
 
-// Two blocks share a tile's K. Leaves a block's sums for the other one; the last of the two gets both added up, and true.
-// (The sum of two numbers does not depend on their order.)
+// Two blocks share a tile's K. Leaves a block's sums for the other one; the last of the two gets both added up, and
+// true. (The sum of two numbers does not depend on their order.)
 template <int kTilesN, int kTilesM, int kThreads>
 __device__ __forceinline__ bool add_parts(const Arguments& a, int* arrived_before, float (&sums)[kTilesN][kTilesM][4]) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -120,7 +121,7 @@ __device__ __forceinline__ bool add_parts(const Arguments& a, int* arrived_befor
   const float4* const other = slots + (1 - blockIdx.y) * (kSlots * kThreads);
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
-    const float(&sum)[4] = sums[i / kTilesM][i % kTilesM];
+    const float (&sum)[4] = sums[i / kTilesM][i % kTilesM];
     mine[i * kThreads] = make_float4(sum[0], sum[1], sum[2], sum[3]);
   }
   __threadfence();
@@ -137,7 +138,7 @@ __device__ __forceinline__ bool add_parts(const Arguments& a, int* arrived_befor
     for (int i = 0; i < kAtOnce; ++i) parts[i] = __ldcg(other + (first + i) * kThreads);
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      float(&sum)[4] = sums[(first + i) / kTilesM][(first + i) % kTilesM];
+      float (&sum)[4] = sums[(first + i) / kTilesM][(first + i) % kTilesM];
       sum[0] += parts[i].x, sum[1] += parts[i].y, sum[2] += parts[i].z, sum[3] += parts[i].w;
     }
   }
@@ -166,8 +167,8 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
   const int thread = static_cast<int>(threadIdx.x);
   const Work work(a, blockIdx.x);
   const int first_step = a.splits == 1 ? 0 : static_cast<int>(a.steps * blockIdx.y / a.splits);
-  const int steps = a.splits == 1 ? static_cast<int>(a.steps)
-                                  : static_cast<int>(a.steps * (blockIdx.y + 1) / a.splits) - first_step;
+  const int steps =
+      a.splits == 1 ? static_cast<int>(a.steps) : static_cast<int>(a.steps * (blockIdx.y + 1) / a.splits) - first_step;
   if (thread == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
       cuda::mbarrier_init(full[stage], kWarps + 1);  // and the weights
@@ -199,8 +200,8 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
       for (int stage = 0; stage < kStages && stage < steps; ++stage) load_weights(stage);
     }
     __syncwarp();
-    // Gives back the stage of a step whose products are done; the first thread fetches the weights of the next step that
-    // takes its place.
+    // Gives back the stage of a step whose products are done; the first thread fetches the weights of the next step
+    // that takes its place.
     const auto release = [&](int step, int stage, int phase) {
       if (thread % 32 == 0) cuda::mbarrier_arrive(empty[stage]);
       if (thread == 0 && step + kStages < steps) {
@@ -231,7 +232,8 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
         cuda::wgmma_fence();
 #pragma unroll
         for (int n = 0; n < (Type::kStudy == Study::kNoProduct ? 0 : kTilesN); ++n) {
-          multiply_step<Type, kBPart, kAPart, (Shape::kGiven < 90)>(Type(), sums[n], left + n * (kBPart / kTilesN), right);
+          multiply_step<Type, kBPart, kAPart, (Shape::kGiven < 90)>(Type(), sums[n], left + n * (kBPart / kTilesN),
+                                                                    right);
         }
         cuda::wgmma_commit();
         cuda::wgmma_wait<1>();

@@ -214,8 +214,7 @@ struct Work {
 // kAtOnce of a thread's taps have their loads under way together. `thread` counts those that take part.
 template <class V, int kPositions, int kThreads, int kAtOnce, class Table>
 __device__ __forceinline__ void find_places(const Arguments& a, const TileConfig& tile, std::int64_t tile_index,
-                                            const Cursor& cursor, const Table& places,
-                                            unsigned thread = threadIdx.x) {
+                                            const Cursor& cursor, const Table& places, unsigned thread = threadIdx.x) {
   static_assert(kThreads % kPositions == 0, "a thread stays at one position");
   constexpr int kStep = kThreads / kPositions;
   const int p = static_cast<int>(thread % kPositions);
