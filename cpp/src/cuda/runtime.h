@@ -70,7 +70,11 @@ template <class... Parameters, class... Arguments>
 void launch_early(const char* op, bool early, void (*kernel)(Parameters...), dim3 grid, dim3 block,
                   std::size_t shared_bytes, const CudaStream& stream, const Arguments&... arguments) {
 #if CUDART_VERSION >= 12030
-  if (!early) return launch(op, kernel, grid, block, shared_bytes, stream, arguments...);
+  static const bool able = [] {  // graphs capture such launches since the driver of CUDA 12.3
+    int driver = 0;
+    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12030;
+  }();
+  if (!early || !able) return launch(op, kernel, grid, block, shared_bytes, stream, arguments...);
   if (shared_bytes > 48 * 1024) {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)),
