@@ -269,6 +269,12 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
   }
 #endif
 
+#if !defined(CENTERMASK_CUDA_EMULATED) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  constexpr int kHalvesAtOnce = 1;  // the registers do not do for two there
+#else
+  constexpr int kHalvesAtOnce = 2;
+#endif
+
   CENTERMASK_DYNAMIC_SHARED(memory);
   unsigned char* const samples = memory;                // two stages
   unsigned char* const weights = memory + 2 * kABytes;  // two stages
@@ -339,7 +345,8 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
     if (more && next.advance(a)) {
       __syncthreads();  // the table was read for the samples of this step
       // Seldom, and with few registers left.
-      find_places<V, kM, kThreads, 1>(a, kTile, Work(a, cuda::computed_here(blockIdx.x)).tile, next, places);
+      find_places<V, kM, kThreads, 1>(a, kTile, Work(a, cuda::computed_here(blockIdx.x)).tile, next, places,
+                                      cuda::computed_here(threadIdx.x));
     }
     cuda::cp_async_wait<0>();
     __syncthreads();  // this step's operands are there; nobody reads the last one's
@@ -349,7 +356,7 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
     float step_sums[kTilesN][kTilesM][4] = {};  // no registers unless kApart
     const unsigned char* const left = weights + stage * kBBytes + warp_n * kTilesN * kOutBytes + lane * kVectorBytes;
     const unsigned char* const right = samples + stage * kABytes + warp_m * kTilesM * kRowsBytes;
-#pragma unroll
+#pragma unroll kHalvesAtOnce
     for (int half = 0; half < 2; ++half) {
       uint4 out[kTilesN][2];
 #pragma unroll
