@@ -154,6 +154,15 @@ def evaluate_coco(
     return {**summary, "curves": drawn} if curves else summary
 
 
+def require_evaluation() -> None:
+    """Says at the beginning what `evaluate_coco` would miss at the end of long work.
+
+    Raises:
+        ImportError: pycocotools is not installed; names the command that installs it.
+    """
+    _engine("boundary", "auto")
+
+
 def _engine(iou_type: IouType, engine: Engine) -> tuple[Any, Any]:
     """The classes of a data set and of an evaluation."""
     if engine not in ("auto", "pycocotools", "faster-coco-eval"):
@@ -173,7 +182,7 @@ def _engine(iou_type: IouType, engine: Engine) -> tuple[Any, Any]:
 
         from centermask.coco_boundary import BoundaryEvaluation
     except ImportError as error:
-        raise ImportError("evaluating needs pycocotools: pip install 'centermask[train]'") from error
+        raise ImportError("average precision needs the package pycocotools: pip install 'centermask[train]'") from error
     return COCO, BoundaryEvaluation if iou_type == "boundary" else COCOeval
 
 
