@@ -187,7 +187,7 @@ def test_what_is_chosen_reaches_the_trainer_and_is_said_before_it_starts(
     assert config.seed == 5
     assert f"--size {config.size} --batch-size {config.batch_size} --epochs {config.epochs}" in said
     assert all(reason in said for reason in recipe.reasons)
-    assert "about" in said
+    assert "takes" in said
     assert "--no-auto" in said
     monkeypatch.setenv("RANK", "1")
     assert main(["train", data, "--out", str(tmp_path / "out")]) == 0

@@ -90,7 +90,7 @@ class Trainer:
         self.evaluate = evaluate
         self.out = Path(config.out)
         if not config.resume and (self.out / "last.pt").exists():
-            raise ValueError(f"train: {self.out} holds a run already: resume it, or choose another folder")
+            raise ValueError(f"train: {self.out} holds a run already: go on with it (--resume), or choose another --out")
         self.fabric = lightning.Fabric(
             accelerator=config.accelerator,
             devices=config.devices,

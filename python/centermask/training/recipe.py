@@ -209,11 +209,12 @@ class Recipe:
 
     def text(self) -> str:
         """What is printed before a run."""
-        options = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in self.settings().items())
+        told = {name: value for name, value in self.settings().items() if value}  # what is off needs no word
+        options = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in told.items())
         lines = [
             f"chosen: {options}",
             *(f"  {reason}" for reason in self.reasons),
-            f"about {in_words(self.seconds)}, as an estimate; give any of these options to choose yourself",
+            f"takes {in_words(self.seconds)}, as an estimate; give any of these options to choose yourself",
         ]
         return "\n".join(lines)
 
