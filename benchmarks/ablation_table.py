@@ -54,12 +54,13 @@ def table(out: Path, latency: Path | None = None) -> str:
     """
     found = grouped(out)
     times = json.loads(latency.read_text())["architectures"] if latency and latency.exists() else {}
-    sizes = {key: title for key, title in COLUMNS.items() if any(r.get(key) is not None for r in sum(found.values(), []))}
-    heading = ["change", "runs", *sizes.values(), "mask/box", "parameters", *(["latency"] if times else [])]
+    told = {key for runs in found.values() for row in runs for key, value in row.items() if value is not None}
+    shown = {key: title for key, title in COLUMNS.items() if key in told}
+    heading = ["change", "runs", *shown.values(), "mask/box", "parameters", *(["latency"] if times else [])]
     lines = [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
     for name, runs in found.items():
         ratio = _mean(runs, "mask_ap") / max(_mean(runs, "box_ap"), 1e-9)
-        cells = [name, str(len(runs)), *(cell(runs, key) for key in sizes), f"{ratio:.2f}"]
+        cells = [name, str(len(runs)), *(cell(runs, key) for key in shown), f"{ratio:.2f}"]
         cells.append(f"{runs[0]['parameters'] / 1e6:.2f} M")
         if times:
             settings = {"neck": "dcn", "mask_head": "dynamic", **runs[0]["change"]}
