@@ -30,9 +30,8 @@ from centermask.training.augment import TrainTransform
 from centermask.training.checkpoint import load_checkpoint
 from centermask.training.data import load_datasets
 from centermask.training.loader import make_loader
-from centermask.training.loop import learning_rate_factor
 from centermask.training.objective import LossTask, Objective, default_model_config
-from centermask.training.optimizer import parameter_groups
+from centermask.training.optimizer import learning_rate_factor, parameter_groups
 from centermask.training.settings import TrainConfig
 
 BATCH = 8

@@ -20,9 +20,9 @@ from centermask.config import ModelConfig, PreprocessConfig
 from centermask.nn.model import CenterMask
 from centermask.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from centermask.training.evaluate import evaluate_model
-from centermask.training.loop import Trainer, freeze_backbone, learning_rate_factor
+from centermask.training.loop import Trainer
 from centermask.training.objective import Objective
-from centermask.training.optimizer import parameter_groups
+from centermask.training.optimizer import freeze_backbone, learning_rate_factor, parameter_groups
 from centermask.training.settings import TrainConfig
 
 TINY = "test_efficientnet"
