@@ -24,7 +24,6 @@ class Scripted(Trainer):
         self.record = {"terms": [], "objects": [], "error": "", "world": self.fabric.world_size}
 
     def judge(self, _model, _data):
-        self.out.mkdir(exist_ok=True)
         with (self.out / "judged").open("a") as file:
             file.write(f"{self.fabric.global_rank}\n")
         return {"mask_ap": 0.5}
@@ -44,6 +43,7 @@ class Scripted(Trainer):
 def main(path: Path) -> None:
     for plan in json.loads(path.read_text()):
         trainer = Scripted(plan)
+        trainer.out.mkdir(exist_ok=True)
         try:
             trainer.fit()
         except (FloatingPointError, KeyboardInterrupt) as error:
