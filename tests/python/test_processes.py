@@ -48,6 +48,15 @@ def settings(folder, tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As each of torchrun's processes has, and quicker for a network this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def beside(settings, name, **changes):
     return replace(settings, out=str(Path(settings.out).parent / name), **changes)
 

@@ -20,6 +20,7 @@ from centermask.training.average import WeightAverage
 from centermask.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
+    remove_unfinished,
     rows_by_class,
     save_checkpoint,
     slim_checkpoint,
@@ -58,6 +59,8 @@ class Trainer:
         if not config.resume and (self.out / "last.pt").exists():
             raise ValueError(f"train: {self.out} holds a run already: resume it, or choose another folder")
         self.fabric = make_fabric(config)
+        if self.fabric.is_global_zero:
+            remove_unfinished(self.out)
         torch.manual_seed(config.seed)
 
         classes = config.classes or None
@@ -176,10 +179,19 @@ class Trainer:
         }
         return Checkpoint(self.model.config, weights, training, dict(info))
 
-    def save(self) -> None:
-        """Writes OUT/last.pt, from which `resume` goes on."""
+    def save(self, *, must: bool = True) -> None:
+        """Writes OUT/last.pt, from which `resume` goes on; without `must` a full disk is told and does not end the run.
+
+        Raises:
+            OSError: It cannot be written. The file that was there before still is.
+        """
         if self.fabric.is_global_zero:
-            save_checkpoint(self.out / "last.pt", self._checkpoint(self._info()))
+            try:
+                save_checkpoint(self.out / "last.pt", self._checkpoint(self._info()))
+            except OSError as error:
+                if must:
+                    raise
+                logger.error("step %d: %s; the last.pt of before stays, the run goes on", self.step, error)
         self.fabric.barrier()  # torchrun ends all processes when one is gone, also one that still writes
         self.saved_at, self.unsaved = time.monotonic(), 0.0
 
@@ -243,7 +255,7 @@ class Trainer:
                 result = self._evaluate(epoch)
             # Epochs of a small data set take seconds: not each of them is worth a file of 100 MB.
             if last or evaluated or self.unsaved > min(60.0, self.config.save_minutes * 60):
-                self.save()
+                self.save(must=last)
         if self.fabric.is_global_zero:
             final = slim_checkpoint(self._checkpoint(self._info(result)))
             save_checkpoint(self.out / "final.pt", final)
@@ -251,6 +263,12 @@ class Trainer:
                 save_checkpoint(self.out / "best.pt", final)
         self.fabric.barrier()
         return result
+
+    def _log(self, kind: str, values: Mapping[str, float]) -> None:
+        try:
+            self.fabric.log_dict({f"{kind}/{k}": v for k, v in values.items()}, self.step)
+        except OSError as error:  # a full disk; curves are not worth the run
+            logger.error("step %d: cannot write the logs: %s", self.step, error)
 
     def _train_mode(self) -> None:
         self.wrapped.train()
@@ -279,14 +297,14 @@ class Trainer:
                 bar.set_postfix({k: f"{v:.3f}" for k, v in smooth.items()}, refresh=False)
                 bar.update()
                 if self.step % 10 == 0:
-                    self.fabric.log_dict({f"train/{k}": v for k, v in terms.items()}, self.step)
+                    self._log("train", terms)
                 # Not after the epoch's last step: its evaluation would be missed by a run that goes on from there.
                 inside = self.step % self.steps_per_epoch != 0
                 if self.ending:
                     self.save()
                     raise KeyboardInterrupt
                 if inside and self.unsaved > self.config.save_minutes * 60:
-                    self.save()
+                    self.save(must=False)
 
     def _steps(self) -> Iterator[list[TrainBatch]]:
         """The batches of each step that is left of the epoch, on the device."""
@@ -356,7 +374,7 @@ class Trainer:
             with torch.no_grad():
                 result = self.evaluate(model, self.val)
             shown = {k: v for k, v in result.items() if isinstance(v, float)}
-            self.fabric.log_dict({f"val/{k}": v for k, v in shown.items()}, self.step)
+            self._log("val", shown)
             logger.info("epoch %d: %s", epoch + 1, ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
             key = "mask_ap" if self.model.mask_params is not None else "box_ap"
             reached = result.get(key) or 0.0  # None where the split has no object
