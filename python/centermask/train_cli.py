@@ -126,9 +126,16 @@ def _chosen(config: TrainConfig, given: Mapping[str, Any]) -> tuple[TrainConfig,
     if not facts.pictures:  # the trainer tells why
         return config, ""
     processes = int(os.environ.get("WORLD_SIZE", config.devices))
-    recipe = choose(facts, Machine.here(config.accelerator), given=given, processes=processes)
-    text = recipe.text() + ", or --no-auto for fixed defaults"
     backbone = config.model.split("-")[0]
+    recipe = choose(
+        facts,
+        Machine.here(config.accelerator),
+        given=given,
+        processes=processes,
+        eval_every=config.eval_every if config.val_split else 0,
+        freezable=backbone == "lite0" and (config.pretrained or bool(config.init_from)),
+    )
+    text = recipe.text() + ", or --no-auto for fixed defaults"
     if backbone != "lite0":
         text += f"\ntime and memory are known for lite0; if {backbone} does not fit, give a smaller --batch-size"
     return dataclasses.replace(config, **recipe.settings()), text

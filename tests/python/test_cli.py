@@ -185,11 +185,18 @@ def test_yolo_labels_of_frames_and_of_equal_stems_do_not_replace_each_other(
     model: str, folder: Path, tmp_path: Path
 ) -> None:
     (folder / "sub").mkdir()
-    cv2.imwrite(str(folder / "sub" / "1.png"), tiny_model.picture(64, 64, []))
-    inputs = [str(make_video(tmp_path / "clip.avi", 3)), str(folder / "1.png"), str(folder / "sub" / "1.png")]
+    for name in ("1.jpg", "sub/1.png"):
+        cv2.imwrite(str(folder / name), tiny_model.picture(64, 64, []))
+    inputs = [
+        str(make_video(folder / "clip.avi", 3)),
+        *(str(folder / name) for name in ("1.png", "1.jpg", "sub/1.png")),
+    ]
     assert main(["predict", *inputs, "-m", model, "-o", str(tmp_path / "out"), "--save-labels", "yolo"]) == 0
     assert names_in(tmp_path / "out" / "labels") == [
-        "1.txt", "1_2.txt", "clip_000000.txt", "clip_000001.txt", "clip_000002.txt"
+        "1.txt", "1_2.txt", "clip_000000.txt", "clip_000001.txt", "clip_000002.txt", "sub/1.txt"
+    ]  # fmt: skip
+    assert names_in(tmp_path / "out" / "images") == [
+        "1.png", "1_2.jpg", "clip_000000.jpg", "clip_000001.jpg", "clip_000002.jpg", "sub/1.png"
     ]  # fmt: skip
 
 

@@ -98,7 +98,10 @@ def test_wrong_settings_and_missing_data_exit_with_2(tmp_path, capsys: pytest.Ca
     assert "nowhere" in capsys.readouterr().err
 
 
-GIVEN = ("--size", "96", "--batch-size", "3", "--epochs", "4", "--learning-rate", "0.02", "--warmup-steps", "7")
+GIVEN = (
+    "--size", "96", "--batch-size", "3", "--epochs", "4", "--learning-rate", "0.02", "--warmup-steps", "7",
+    "--freeze-stages", "1", "--patience", "6",
+)  # fmt: skip
 """Each of the options that are chosen where they are missing."""
 
 
@@ -138,7 +141,7 @@ def test_what_is_chosen_reaches_the_trainer_and_is_said_before_it_starts(
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert main(["train", data, "--out", str(tmp_path / "out"), "--seed", "5"]) == 0
     ((config, said),) = trained
-    recipe = choose(DataFacts(6, 40.0, 0.62), laptop)
+    recipe = choose(DataFacts(6, 40.0, 0.62), laptop, eval_every=TrainConfig().eval_every)
     assert chosen_of(config) == recipe.settings()
     assert chosen_of(config) != chosen_of(TrainConfig())
     assert config.seed == 5
@@ -172,7 +175,10 @@ def test_a_default_that_is_given_counts_as_given(tmp_path, data: str, laptop: Ma
 
 def test_resume_keeps_what_the_run_began_with(tmp_path, data: str, laptop: Machine) -> None:
     out = tmp_path / "out"
-    began = {"size": 128, "batch_size": 2, "epochs": 9, "learning_rate": 0.003, "warmup_steps": 11, "seed": 4}
+    began = {
+        "size": 128, "batch_size": 2, "epochs": 9, "learning_rate": 0.003, "warmup_steps": 11, "freeze_stages": 1,
+        "patience": 3, "seed": 4,
+    }  # fmt: skip
     model = ModelConfig(class_names=("cat",), category_ids=(1,))
     save_checkpoint(out / "last.pt", Checkpoint(model, {}, {"settings": began}))
     config, text = train_cli.configure([data, "--out", str(out), "--resume", "--epochs", "12"])
@@ -200,6 +206,18 @@ def test_nothing_is_chosen_where_the_trainer_refuses(
     empty = coco_folder(tmp_path / "empty", 0, [])
     assert main(["train", str(empty), "--out", str(tmp_path / "o"), "--val-split", "", "--accelerator", "cpu"]) == 2
     assert "no usable picture" in capsys.readouterr().err
+
+
+def test_stages_are_frozen_only_where_they_have_learned_something(tmp_path, data: str, laptop: Machine) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    for arguments, stages in (
+        ([], 2),
+        (["--no-pretrained"], 0),
+        (["--no-pretrained", "--init-from", "some.pt"], 2),
+        (["--model", "resnet18-conv-dynamic"], 0),  # which stages other backbones show is not known here
+    ):
+        assert train_cli.configure([data, *out, *arguments])[0].freeze_stages == stages, arguments
+    assert train_cli.configure([data, *out, "--val-split", ""])[0].patience == 0
 
 
 def test_a_larger_backbone_is_warned_about(tmp_path, data: str, laptop: Machine) -> None:

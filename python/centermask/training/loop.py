@@ -32,6 +32,7 @@ from centermask.training.mixing import MixOptions
 from centermask.training.objective import LossTask, Objective, default_model_config, started_from
 from centermask.training.optimizer import freeze_backbone, learning_rate_factor, parameter_groups, resumed_state
 from centermask.training.processes import make_fabric, mean_of_all, prepare_batch_norm, processes_here, told_by_all
+from centermask.training.progress import BestSoFar, Clock, bar_seconds, figures_in_words
 from centermask.training.settings import TrainConfig
 from centermask.training.val_split import load_val, must_be_made
 
@@ -125,7 +126,8 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * config.epochs
         self.generator = torch.Generator(self.fabric.device)
         self.step = 0
-        self.best: dict[str, Any] = {}
+        self.best = BestSoFar("mask_ap" if self.model.mask_params is not None else "box_ap")
+        self.clock = Clock(0)
         self.saved_at = time.monotonic()
         self.interrupted = False
         # What all processes have agreed on in the last step: whether to end, and the seconds since the last save.
@@ -169,7 +171,7 @@ class Trainer:
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         training = {
             "step": self.step,
-            "best": self.best,
+            "best": self.best.state(),
             "weights": self.model.state_dict(),
             "auxiliary": self.objective.semantic.state_dict() if self.objective.semantic is not None else {},
             "averaged": self.average.count if self.average is not None else 0,
@@ -223,7 +225,7 @@ class Trainer:
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
-        self.best = dict(state["best"])
+        self.best.load(state["best"])
         logger.info("going on from step %d of %d", self.step, self.total_steps)
 
     def _info(self, ap: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -246,8 +248,14 @@ class Trainer:
         """
         result: dict[str, Any] = {}
         epochs = self.config.epochs
+        self.clock = Clock(self.step)
         # A run that was stopped after its last step still has its last evaluation to do.
         for epoch in range(min(self.step // self.steps_per_epoch, epochs - 1), epochs):
+            if self.best.exhausted(self.config.patience):
+                logger.info("%s", self.best.farewell(epoch, epochs))
+                if not result and (self.out / "final.pt").exists():
+                    return result  # it had ended before
+                break
             self._epoch(epoch)
             last = epoch + 1 == epochs
             evaluated = self.val is not None and (last or (epoch + 1) % self.config.eval_every == 0)
@@ -259,8 +267,9 @@ class Trainer:
         if self.fabric.is_global_zero:
             final = slim_checkpoint(self._checkpoint(self._info(result)))
             save_checkpoint(self.out / "final.pt", final)
-            if not self.best:
+            if not self.best.epoch:
                 save_checkpoint(self.out / "best.pt", final)
+            logger.info("%s", self.best.conclusion(self.out))
         self.fabric.barrier()
         return result
 
@@ -286,7 +295,7 @@ class Trainer:
             initial=done,
             desc=f"epoch {epoch + 1}/{self.config.epochs}",
             disable=not self.fabric.is_global_zero,
-            mininterval=1.0,
+            mininterval=bar_seconds(),
         )
         smooth: dict[str, float] = {}
         with bar:
@@ -375,11 +384,9 @@ class Trainer:
                 result = self.evaluate(model, self.val)
             shown = {k: v for k, v in result.items() if isinstance(v, float)}
             self._log("val", shown)
-            logger.info("epoch %d: %s", epoch + 1, ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
-            key = "mask_ap" if self.model.mask_params is not None else "box_ap"
-            reached = result.get(key) or 0.0  # None where the split has no object
-            if reached > self.best.get(key, -1.0):
-                self.best = {key: reached, "epoch": epoch + 1}
+            told = figures_in_words(result), self.clock.left(self.step, self.total_steps)
+            logger.info("epoch %d of %d: %s", epoch + 1, self.config.epochs, "; ".join(filter(None, told)))
+            if self.best.judge(result.get(self.best.key), epoch + 1):
                 save_checkpoint(self.out / "best.pt", slim_checkpoint(self._checkpoint(self._info(result))))
-        self.fabric.barrier()
+        self.best = self.fabric.broadcast(self.best)  # all processes end together; this waits for the first, too
         return result

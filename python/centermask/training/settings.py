@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-BYSTANDERS = frozenset({"out", "resume", "init_from", "pretrained", "workers", "cache", "eval_every", "save_minutes"})
+BYSTANDERS = frozenset(
+    {"out", "resume", "init_from", "pretrained", "workers", "cache", "eval_every", "save_minutes", "patience"}
+)
 """Settings that may differ when a run goes on: it takes the same course."""
 
 
@@ -78,6 +80,7 @@ class TrainConfig:
     cache: bool = option(True, "keep decoded pictures in memory where they fit")
     seed: int = option(0, "of everything random")
     eval_every: int = option(5, "epochs between evaluations; the last epoch is always evaluated")
+    patience: int = option(0, "evaluations without a better one after which the run ends early; 0 for never")
     save_minutes: float = option(10.0, "longest time between two saves of last.pt")
     accelerator: str = option("auto", "auto, cpu or cuda")
     devices: int = option(1, "processes on this machine; torchrun sets them by itself")
@@ -111,7 +114,16 @@ class TrainConfig:
         for name in ("learning_rate", "save_minutes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train: {name} must be positive, got {getattr(self, name)}")
-        for name in ("clip", "warmup_steps", "freeze_stages", "mask_jitter", "weight_decay", "aux_weight", "rotation"):
+        for name in (
+            "clip",
+            "warmup_steps",
+            "freeze_stages",
+            "mask_jitter",
+            "weight_decay",
+            "aux_weight",
+            "rotation",
+            "patience",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train: {name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.multi_scale < 1:
