@@ -20,7 +20,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from study import evaluate_on_cpu, rows, run_all
+from figures import convergence, rows
+from study import evaluate_on_cpu, run_all
 from torch import Tensor, nn
 
 from centermask.nn.deform_conv import DeformConvPack
@@ -189,31 +190,6 @@ def train(
     return {"broke_at": None, "course": course}
 
 
-def table(out: Path) -> str:
-    """Per case: in how many runs a value broke, AP of each seed, losses at the end."""
-    found = rows(out)
-    good = [row["box_ap"] for row in found if row["name"] == "shipped"]
-    half = median(good) / 2 if good else 0.0
-    lines = [
-        "| case | broke | stalled | mask AP of each seed | box AP | heatmap loss at the end |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in CASES:
-        mine = [row for row in found if row["name"] == name]
-        if not mine:
-            continue
-        broke = [str(row["broke_at"]) for row in mine if row["broke_at"] is not None]
-        whole = [row for row in mine if row["broke_at"] is None]
-        stalled = sum(row["box_ap"] < half for row in whole)
-        aps = ", ".join("-" if row["mask_ap"] is None else f"{row['mask_ap']:.3f}" for row in whole) or "-"
-        boxes = f"{median(row['box_ap'] for row in whole):.3f}" if whole else "-"
-        ends = [median(row["course"]["heatmap"][-10:]) for row in whole]
-        end = f"{median(ends):.2f}" if ends else "-"
-        text = f"{len(broke)} of {len(mine)}" + (f" (step {', '.join(broke)})" if broke else "")
-        lines.append(f"| {name} | {text} | {stalled} of {len(mine)} | {aps} | {boxes} | {end} |")
-    return "\n".join(lines)
-
-
 def plot(out: Path, path: Path) -> None:
     """The total loss of the first seed of the shipped recipe, of each old setting and of all of them."""
     import matplotlib
@@ -264,7 +240,7 @@ def main() -> int:
         threads=arguments.threads,
         minutes=arguments.minutes,
     )
-    print(table(arguments.out))
+    print(convergence(arguments.out))
     if arguments.plot:
         plot(arguments.out, arguments.plot)
     return 0 if whole else 1
