@@ -1,6 +1,6 @@
 """What a training step of `lite0-dcn-dynamic` costs: against torchvision's DCN in its place, and against the conv neck.
 
-    python benchmarks/train_step.py [--size 320] [--batch-size 4] [--threads 2] [--repeats 15] [--json FILE]
+    python benchmarks/train_step.py [--size 320] [--batch-size 4 8] [--threads 1 2] [--repeats 15] [--json FILE]
 
 A step is what the loop does: network, losses, all gradients, clipping, AdamW; on made-up pictures with three objects
 each. The variants take turns, step by step, so that what else the machine does strikes them alike; medians, and the
@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import time
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -150,17 +151,17 @@ def cpu_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=320)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[4])
     parser.add_argument("--threads", type=int, nargs="+", default=[len(os.sched_getaffinity(0))])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     results = []
-    for threads in arguments.threads:
+    for threads, batch_size in product(arguments.threads, arguments.batch_size):
         torch.set_num_threads(threads)
-        result = measure(arguments.size, arguments.batch_size, arguments.repeats)
+        result = measure(arguments.size, batch_size, arguments.repeats)
         results.append(result)
-        print(f"{threads} threads: {result['median_s']} {result['ratio']} {result['pictures_per_s']} pictures/s")
+        print(threads, batch_size, result["median_s"], result["ratio"], result["pictures_per_s"], flush=True)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
