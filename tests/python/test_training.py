@@ -85,7 +85,7 @@ def weights_of(path):
     ("variant", "schedule", "extras"),
     [
         ("conv-dynamic", "cosine", {"aux_weight": 1.0, "mosaic": 0.5, "copy_paste": 0.5, "rotation": 10.0}),
-        ("dcn-shape", "step", {}),
+        ("dcn-shape", "step", {"multi_scale": 0.5}),
     ],
 )
 def test_a_stopped_run_goes_on_exactly(settings, tmp_path, variant, schedule, extras, caplog):
