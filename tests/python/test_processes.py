@@ -169,6 +169,11 @@ def test_shares_must_be_even(settings):
         Trainer(beside(settings, "uneven", accumulate=3))
 
 
+def test_no_other_precision_than_the_asked_one(settings):
+    with pytest.raises(ValueError, match="precision fp16 needs a GPU"):
+        Trainer(beside(settings, "half", precision="fp16"))
+
+
 def test_batch_norms_keep_their_names_and_frozen_ones_their_statistics(settings, folder):
     model = tiny("test_efficientnet-dcn-dynamic")
     before = list(model.state_dict())

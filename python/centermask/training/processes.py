@@ -26,7 +26,7 @@ def make_fabric(config: TrainConfig) -> lightning.Fabric:
     """Lightning Fabric, launched: one process, `devices` of them, or those that `torchrun` has started.
 
     Raises:
-        ValueError: The batch cannot be shared evenly.
+        ValueError: The batch cannot be shared evenly, or the device does not have the precision.
     """
     devices, nodes = config.devices, 1
     # Without being told, Fabric would train one model in each of torchrun's processes.
@@ -42,6 +42,8 @@ def make_fabric(config: TrainConfig) -> lightning.Fabric:
         loggers=TensorBoardLogger(Path(config.out), name="logs", version=""),
     )
     fabric.launch()
+    if config.precision == "fp16" and fabric.device.type == "cpu":  # Fabric would take bf16 and only warn
+        raise ValueError("train: precision fp16 needs a GPU; on a CPU take bf16 or 32")
     share = fabric.world_size * config.accumulate
     if config.batch_size % share:
         raise ValueError(
