@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study import evaluate_on_cpu, rows, run_all
+from figures import rows
+from study import evaluate_on_cpu, run_all
 
 from centermask.training.loop import Trainer
 from centermask.training.settings import TrainConfig
