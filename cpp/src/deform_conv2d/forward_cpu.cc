@@ -35,20 +35,33 @@ std::int64_t choose_tile_rows(std::int64_t positions, std::int64_t block_rows, i
   return best;
 }
 
-ForwardPlan make_plan(const DeformConv2dShape& s, const BlockSizes& block, int threads) {
-  ForwardPlan plan;
+// The order of columns follows from weight and groups alone: packed weights serve every x and offset.
+ForwardPlan make_weight_plan(const DeformConv2dShape& s) {
+  ForwardPlan plan{};
   plan.shape = s;
+  plan.chunk_taps = divide_up(s.taps(), divide_up(s.taps(), 32));
+  const std::int64_t item = dtype_size(s.dtype), group_in = s.in_channels / s.params.groups;
+  // Some 2 KB of columns, yet whole vectors of channels.
+  std::int64_t most = 2304 / item / plan.chunk_taps / 16 * 16;
+  if (most < 128 / item) most = 128 / item;
+  const std::int64_t chunks = (group_in + most / 2 - 1) / most;
+  plan.chunk_channels = align_up(divide_up(group_in, chunks < 1 ? 1 : chunks), 16);
+  if (plan.chunk_channels > group_in) plan.chunk_channels = group_in;
+  return plan;
+}
+
+ForwardPlan make_plan(const DeformConv2dShape& s, const BlockSizes& block, int threads) {
+  ForwardPlan plan = make_weight_plan(s);
   plan.pixel_stride = s.in_channels < 16 ? s.in_channels : align_up(s.in_channels, 16);
   plan.image_stride = (1 + s.height * s.width) * plan.pixel_stride;
-  const std::int64_t columns = s.in_channels / s.params.groups * s.taps();
-  const std::int64_t most = 2048 / dtype_size(s.dtype);
-  plan.depth = align_up(divide_up(columns, divide_up(columns, most)), 16);
   // Room for the last whole vector; an odd number of cache lines, so that rows spread over the sets of the caches.
-  plan.panel_stride = plan.depth + block.lanes;
   const std::int64_t line = 64 / dtype_size(s.dtype);
-  plan.panel_stride = align_up(plan.panel_stride, line);
+  plan.panel_stride = align_up(plan.chunk_taps * plan.chunk_channels + block.lanes, line);
   if (plan.panel_stride / line % 2 == 0) plan.panel_stride += line;
   plan.tile_rows = choose_tile_rows(s.batch * s.out_pixels(), block.rows, threads);
+  plan.slab = align_up(s.out_channels / s.params.groups, block.columns);
+  const std::int64_t most = align_up(8192 / dtype_size(s.dtype), block.columns);
+  if (plan.slab > most) plan.slab = most;
   return plan;
 }
 
@@ -59,11 +72,12 @@ std::int64_t packed_elements(const DeformConv2dShape& s, const BlockSizes& block
 
 void pack(const DeformConv2dShape& s, const TensorView& weight, const ForwardKernels& kernels, void* packed,
           const ParallelFor& parallel_for) {
+  const ForwardPlan plan = make_weight_plan(s);
   const std::int64_t blocks = divide_up(s.out_channels / s.params.groups, kernels.block.columns);
   const std::int64_t block_bytes =
       s.in_channels / s.params.groups * s.taps() * kernels.block.columns * dtype_size(s.dtype);
   parallel_for(s.params.groups * blocks, [&](std::int64_t i) {
-    kernels.pack_weight(s, weight, i / blocks, i % blocks, static_cast<char*>(packed) + i * block_bytes);
+    kernels.pack_weight(plan, weight, i / blocks, i % blocks, static_cast<char*>(packed) + i * block_bytes);
   });
 }
 
