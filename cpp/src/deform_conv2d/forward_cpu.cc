@@ -1,5 +1,6 @@
 // Forward on the CPU: plans the tiles and runs the kernels of the instruction set in use.
 #include <cstring>
+#include <cstdlib>
 #include <type_traits>
 
 #include "deform_conv2d/driver.h"
@@ -42,7 +43,7 @@ ForwardPlan make_weight_plan(const DeformConv2dShape& s) {
   plan.chunk_taps = divide_up(s.taps(), divide_up(s.taps(), 32));
   const std::int64_t item = dtype_size(s.dtype), group_in = s.in_channels / s.params.groups;
   // Some 2 KB of columns, yet whole vectors of channels.
-  std::int64_t most = 2304 / item / plan.chunk_taps / 16 * 16;
+  std::int64_t most = (getenv("CH")?atoi(getenv("CH")):2304) / item / plan.chunk_taps / 16 * 16;
   if (most < 128 / item) most = 128 / item;
   const std::int64_t chunks = (group_in + most / 2 - 1) / most;
   plan.chunk_channels = align_up(divide_up(group_in, chunks < 1 ? 1 : chunks), 16);
@@ -59,6 +60,9 @@ ForwardPlan make_plan(const DeformConv2dShape& s, const BlockSizes& block, int t
   plan.panel_stride = align_up(plan.chunk_taps * plan.chunk_channels + block.lanes, line);
   if (plan.panel_stride / line % 2 == 0) plan.panel_stride += line;
   plan.tile_rows = choose_tile_rows(s.batch * s.out_pixels(), block.rows, threads);
+  plan.panel_rows = getenv("PR") ? atoi(getenv("PR"))*block.rows : plan.tile_rows; if (plan.panel_rows>plan.tile_rows) plan.panel_rows=plan.tile_rows;
+  plan.product_depth = getenv("MD") ? atoi(getenv("MD")) : 100000;
+  if (getenv("TR")) plan.tile_rows = atoi(getenv("TR"));
   plan.slab = align_up(s.out_channels / s.params.groups, block.columns);
   const std::int64_t most = align_up(8192 / dtype_size(s.dtype), block.columns);
   if (plan.slab > most) plan.slab = most;

@@ -28,6 +28,8 @@ struct ForwardPlan {
   std::int64_t chunk_channels;  // likewise
   std::int64_t panel_stride;
   std::int64_t tile_rows;  // a multiple of the register block's rows
+  std::int64_t panel_rows;  // sampled at a time, likewise
+  std::int64_t product_depth;
   std::int64_t slab;       // out channels whose sums are kept at a time, a multiple of the register block's columns
 };
 
