@@ -54,8 +54,8 @@ class ColumnCursor {
   std::int64_t tap_ = 0, channel_ = 0, chunk_ = 0, width_ = 0, tap_end_ = 0, column_ = 0;
 };
 
-// packed[column*columns + j] = weight of out channel block*columns + j, zero beyond the last.
-template <class T>
+// One block of out channels of a group, in the order and type of Product; zero beyond the last channel.
+template <class T, class Product>
 void pack_weight(const ForwardPlan& plan, const TensorView& weight, std::int64_t group, std::int64_t block,
                  void* packed) {
   constexpr int kN = kLanes<T>;
@@ -63,7 +63,7 @@ void pack_weight(const ForwardPlan& plan, const TensorView& weight, std::int64_t
   const std::int64_t group_out = s.out_channels / s.params.groups, group_in = s.in_channels / s.params.groups;
   const std::int64_t taps = s.kernel_h * s.kernel_w, first = block * kColumns<T>;
   const T* from = static_cast<const T*>(weight.data) + (group * group_out + first) * weight.stride[0];
-  T* to = static_cast<T*>(packed);
+  auto* to = static_cast<typename Product::Panel*>(packed);
   const bool dense = weight.stride[3] == 1 && weight.stride[2] == s.kernel_w && weight.stride[1] == taps;
   for (std::int64_t half = 0; half < kColumns<T>; half += kN) {
     ColumnCursor cursor(plan);
@@ -74,7 +74,7 @@ void pack_weight(const ForwardPlan& plan, const TensorView& weight, std::int64_t
         for (int i = 0; i < kN; ++i) v[i] = load(from + (half + i) * weight.stride[0] + k);
         transpose_square<T>(v);
         for (int i = 0; i < kN; ++i) {
-          store(to + cursor.column() * kColumns<T> + half, v[i]);
+          Product::put_weight(to, cursor.column(), half, v[i]);
           cursor.advance();
         }
       }
@@ -83,10 +83,11 @@ void pack_weight(const ForwardPlan& plan, const TensorView& weight, std::int64_t
       const std::int64_t tap = cursor.tap();
       const T* element = from + half * weight.stride[0] + cursor.channel() * weight.stride[1] +
                          tap / s.kernel_w * weight.stride[2] + tap % s.kernel_w * weight.stride[3];
+      T column[kN];
       for (std::int64_t i = 0; i < kN; ++i) {
-        to[cursor.column() * kColumns<T> + half + i] =
-            first + half + i < group_out ? element[i * weight.stride[0]] : T(0);
+        column[i] = first + half + i < group_out ? element[i * weight.stride[0]] : T(0);
       }
+      Product::put_weight(to, cursor.column(), half, load(column));
       cursor.advance();
     }
   }
@@ -113,8 +114,9 @@ void copy_rows(const ForwardArguments& a, std::int64_t n, std::int64_t row, std:
 // through `staging` [lanes][staging_stride], so that each row of the output is written in one go: rows are often a
 // power of two apart, and share few sets of the caches.
 template <class T>
-__attribute__((noinline)) void write_channels(const ForwardArguments& a, const T* sums, std::int64_t channel, std::int64_t channels,
-                    std::int64_t first, std::int64_t positions, T* staging, std::int64_t staging_stride) {
+__attribute__((noinline)) void write_channels(const ForwardArguments& a, const T* sums, std::int64_t channel,
+                                              std::int64_t channels, std::int64_t first, std::int64_t positions,
+                                              T* staging, std::int64_t staging_stride) {
   constexpr int kN = kLanes<T>;
   const DeformConv2dShape& s = a.plan.shape;
   const std::int64_t out_pixels = s.out_height * s.out_width;

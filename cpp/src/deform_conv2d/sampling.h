@@ -55,21 +55,6 @@ void read_row(const TensorView& view, std::int64_t n, std::int64_t channel, std:
   }
 }
 
-// Asks for what find_corners will read of all taps of an offset group at [first, first + count), from each row of the
-// places to the second-level cache. Several short runs far apart are nothing that the processor foresees.
-template <class T>
-void prefetch_places(const DeformConv2dShape& s, const TensorView& view, std::int64_t channel, std::int64_t channels,
-                     std::int64_t first, std::int64_t count) {
-  const std::int64_t pixels = s.out_height * s.out_width, n = first / pixels, pixel = first % pixels;
-  if (view.rank < 0 || n >= s.batch || view.stride[3] != 1 || view.stride[2] != s.out_width) return;
-  if (count > pixels - pixel) count = pixels - pixel;
-  const std::int64_t item = view.dtype == DType::kFloat64 ? 8 : 4;
-  for (std::int64_t c = channel; c < channel + channels; ++c) {
-    const char* row = static_cast<const char*>(view.data) + (n * view.stride[0] + c * view.stride[1] + pixel) * item;
-    for (std::int64_t byte = 0; byte < count * item; byte += 64) __builtin_prefetch(row + byte, 0, 2);
-  }
-}
-
 // The corners of tap `tap` of an offset group at the positions [first, first + count) of the batch.
 // At y = -1 exactly the sample is outside and its value 0, yet its derivative by y looks to the right, into the image
 // (likewise x): kAtEdge counts such samples as inside, for the backward pass. Without it, `places` is scratch.

@@ -94,8 +94,8 @@ struct NothingBeside {
 };
 
 // c[kRows][kColumns] (+)= a * b over `depth`. Element (row, d) of a is a[row*a_stride + d], or with kTransposed
-// a[d*a_stride + row]; row d of b is at b + d*b_stride; rows of c are c_stride apart. beside.step() is called in between,
-// when `d` has reached beside.until(d, depth).
+// a[d*a_stride + row]; row d of b is at b + d*b_stride; rows of c are c_stride apart. beside.step() is called in
+// between, when `d` has reached beside.until(d, depth).
 template <class T, bool kTransposed, class Beside>
 inline __attribute__((always_inline)) void multiply_block_beside(const T* a, std::int64_t a_stride, const T* b,
                                                                  std::int64_t b_stride, std::int64_t depth, T* c,
