@@ -187,6 +187,41 @@ def finish(arguments: argparse.Namespace, name: str, rows: list[dict[str, Any]],
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def set_threads(threads: int) -> None:
+    """For the peers that have a setting for the whole process."""
+    try:
+        import torch
+    except ImportError:
+        pass
+    else:
+        torch.set_num_threads(threads)
+    try:
+        import cv2
+    except ImportError:
+        pass
+    else:
+        cv2.setNumThreads(threads)
+
+
+def report(
+    arguments: argparse.Namespace, name: str, rows: list[dict[str, Any]], more: dict[str, str] | None = None
+) -> None:
+    """Prints the table, and writes the JSON file. `more`: further keys of a row, with the heads of their columns."""
+    more = more or {}
+    names = list(dict.fromkeys(name for row in rows for name in row["milliseconds"]))
+    print(f"{processor()}, {_core.isa_used()}, threads {arguments.threads}\n")
+    body = [
+        [
+            row["case"],
+            *(number(row["milliseconds"].get(name)) for name in names),
+            *(number(row.get(key)) for key in more),
+        ]
+        for row in rows
+    ]
+    print(table([["milliseconds", *names, *more.values()], *body]))
+    finish(arguments, name, rows)
+
+
 def table(rows: list[list[str]]) -> str:
     """Markdown; the first row is the head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
