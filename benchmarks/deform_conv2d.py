@@ -6,6 +6,7 @@ Medians in milliseconds; NCHW in and out with all changes of layout counted, off
 
     packed    ours with constant weights            ours      ours, weights packed in the call
     bf16      packed, products in bfloat16          backward  ours, all five gradients
+    avx2      packed, held to AVX2             2 threads  packed, with two threads (in a run with one)
     dense     an ordinary convolution of the same size by PyTorch (oneDNN)
 
 Peers that are not installed are left out. `peak` is what `packed` reaches of the float32 multiply-adds that the
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +101,34 @@ def arrays_of(shape: Shape) -> tuple[np.ndarray, ...]:
     return x, weight, offset, mask, rng.standard_normal((n, out, size, size), np.float32)
 
 
+def with_instruction_set(isa: str, call: interleaved.Call) -> interleaved.Call:
+    def wrapped() -> None:
+        before = os.environ.get("CENTERMASK_ISA", "")
+        os.environ["CENTERMASK_ISA"] = isa
+        try:
+            call()
+        finally:
+            os.environ["CENTERMASK_ISA"] = before
+
+    return wrapped
+
+
+def variants(weight: np.ndarray, inputs: tuple[np.ndarray, ...], threads: int) -> dict[str, interleaved.Call]:
+    """`packed` in other ways."""
+    calls: dict[str, interleaved.Call] = {}
+    narrow = ops.PackedDeformConv2d(weight, padding=1, threads=threads, allow_bf16=True)
+    if narrow.uses_bf16:
+        calls["bf16"] = lambda: narrow(*inputs)
+    if _core.isa_used() == "avx512":
+        held: list[ops.PackedDeformConv2d] = []
+        with_instruction_set("avx2", lambda: held.append(ops.PackedDeformConv2d(weight, padding=1, threads=threads)))()
+        calls["avx2"] = with_instruction_set("avx2", lambda: held[0](*inputs))
+    if threads == 1 and (os.cpu_count() or 1) > 1:
+        two = ops.PackedDeformConv2d(weight, padding=1, threads=2)
+        calls["2 threads"] = lambda: two(*inputs)
+    return calls
+
+
 def torch_calls(arrays: tuple[np.ndarray, ...], slow: bool) -> dict[str, interleaved.Call]:
     try:
         import torch
@@ -132,6 +162,7 @@ def calls_of(shape: Shape, threads: int, slow: bool) -> dict[str, interleaved.Ca
         "packed": lambda: packed(x, offset, mask),
         "ours": lambda: ops.deform_conv2d(x, weight, offset, mask, padding=1, threads=threads),
         "backward": lambda: ops.deform_conv2d_backward(grad, x, weight, offset, mask, padding=1, threads=threads),
+        **variants(weight, (x, offset, mask), threads),
         **torch_calls(arrays, slow),
     }
     for name, peer in (("ONNX Runtime", onnx_runtime(weight, threads)), ("OpenVINO", openvino(weight, shape, threads))):
@@ -160,7 +191,14 @@ def ratios_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     ratios: dict[str, list[float]] = {}
     for row in rows:
         times = row["milliseconds"]
-        pairs = [("packed", "dense"), ("bf16", "dense"), ("backward", "torchvision backward"), ("backward", "ours")]
+        pairs = [
+            ("packed", "dense"),
+            ("bf16", "dense"),
+            ("backward", "torchvision backward"),
+            ("backward", "ours"),
+            ("packed", "avx2"),
+            ("packed", "2 threads"),
+        ]
         for ours, other in pairs:
             if ours in times and other in times:
                 ratios.setdefault(f"{ours} / {other}", []).append(times[ours] / times[other])

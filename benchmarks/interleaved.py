@@ -29,10 +29,15 @@ from centermask import _core
 
 Call = Callable[[], Any]
 
+OURS = {
+    "packed", "ours", "bf16", "avx2", "2 threads", "backward", "sparse heads", "outside the network", "network",
+}  # fmt: skip
+"""Names of calls that are ours; all others are peers."""
+
 PACKAGES = ("numpy", "torch", "torchvision", "onnxruntime", "openvino", "opencv-python-headless", "pycocotools")
 
 
-def interleave(calls: dict[str, Call], seconds: float, least: int = 5, most: int = 400) -> dict[str, float]:
+def interleave(calls: dict[str, Call], seconds: float, least: int = 3, most: int = 400) -> dict[str, float]:
     """Median milliseconds of each call.
 
     Args:

@@ -12,6 +12,7 @@ comparison (masks.py), on the same instances, with OpenCV and NumPy before it.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import interleaved
@@ -105,7 +106,8 @@ def main() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1080, 1920, 3), np.uint8)
     problem = mask_benchmark.make_problem("dynamic", INSTANCES, 1080, 1920, 0.6e6, 512)
     info = OnnxNetwork(model_path("default"), device="cpu", threads=1).info
-    predictor = Predictor(recorded(info, problem), threads=arguments.threads, max_overlap=0.99)
+    info = dataclasses.replace(info, preprocess=dataclasses.replace(info.preprocess, size=512))
+    predictor = Predictor(recorded(info, problem), threads=arguments.threads, max_overlap=0.99, score_threshold=0.3)
     assert len(predictor(image).masks.rle) == INSTANCES
     calls: dict[str, interleaved.Call] = {"outside the network": lambda: predictor(image).masks.rle}
     resize = preprocess_benchmark.peers(image, 512, 512 / 1920).get("OpenCV + NumPy")

@@ -174,6 +174,9 @@ SHAPES = {
         1, 65, 16, 11, 34, (5, 5), padding=(4, 2), dilation=(2, 1), mask=False, bias=False, dtype=dtype
     ),
     "1x1, one channel": lambda dtype: make_problem(5, 1, 6, 1, 1, (1, 1), dtype=dtype),
+    # More out channels than sums are kept of, more taps and channels than are sampled together.
+    "wide": lambda dtype: make_problem(1, 6, 4, 5, 2100, (3, 3), padding=(1, 1), dtype=dtype),
+    "7x7": lambda dtype: make_problem(1, 84, 9, 8, 5, (7, 7), padding=(3, 3), dtype=dtype),
     "whole offsets": lambda dtype: make_problem(2, 16, 7, 9, 8, (3, 3), padding=(1, 1), dtype=dtype, spread=0.0),
 }
 
@@ -299,6 +302,18 @@ def test_threads_do_not_change_results(isa: str) -> None:
                 again = ops.deform_conv2d_backward(grad, *p.tensors, **p.geometry, threads=threads)
                 for a, b in zip(first, again, strict=True):
                     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_batch_is_its_images(isa: str) -> None:
+    """Of large images only some are held at once."""
+    p = make_problem(5, 48, 50, 60, 20, (3, 3), padding=(1, 1))
+    with instruction_set(isa):
+        for threads in (1, 2):
+            whole = ops.deform_conv2d(*p.tensors, **p.geometry, threads=threads)
+            for i in range(5):
+                one = (p.x[i : i + 1], p.weight, p.offset[i : i + 1], p.mask[i : i + 1], p.bias)
+                np.testing.assert_array_equal(ops.deform_conv2d(*one, **p.geometry, threads=threads), whole[i : i + 1])
 
 
 def test_float32_offsets_with_float64_data() -> None:

@@ -75,6 +75,11 @@ ForwardPlan make_plan(const DeformConv2dShape& s, const ForwardKernels& kernels,
   ForwardPlan plan = make_weight_plan(s);
   plan.pixel_stride = s.in_channels < 16 ? s.in_channels : align_up(s.in_channels, 16);
   plan.image_stride = (1 + s.height * s.width) * plan.pixel_stride;
+  // Of a batch as many images as the L2 caches hold.
+  const std::int64_t image_bytes = plan.image_stride * dtype_size(s.dtype);
+  plan.images_at_once = (std::int64_t{768} << 10) * threads / image_bytes;
+  if (plan.images_at_once < 1) plan.images_at_once = 1;
+  if (plan.images_at_once > s.batch) plan.images_at_once = s.batch;
   // Room for the last whole vector; an odd number of cache lines, so that rows spread over the sets of the caches.
   const std::int64_t line = 64 / kernels.panel_item;
   plan.panel_stride = align_up(plan.chunk_taps * plan.chunk_channels + block.lanes, line);
@@ -82,7 +87,8 @@ ForwardPlan make_plan(const DeformConv2dShape& s, const ForwardKernels& kernels,
   plan.slab = align_up(s.out_channels / s.params.groups, block.columns);
   const std::int64_t most = align_up(8192 / dtype_size(s.dtype), block.columns);
   if (plan.slab > most) plan.slab = most;
-  plan.tile_rows = choose_tile_rows(s.batch * s.out_pixels(), block.rows, plan.slab * dtype_size(s.dtype), threads);
+  plan.tile_rows =
+      choose_tile_rows(plan.images_at_once * s.out_pixels(), block.rows, plan.slab * dtype_size(s.dtype), threads);
   return plan;
 }
 
@@ -112,7 +118,7 @@ struct Memory {
 std::size_t lay_out(Layout layout, const ForwardPlan& plan, const ForwardKernels& kernels, int threads, bool packed,
                     Memory& memory) {
   const std::int64_t item = dtype_size(plan.shape.dtype);
-  memory.pixels = layout.take(plan.shape.batch * plan.image_stride * item);
+  memory.pixels = layout.take(plan.images_at_once * plan.image_stride * item);
   memory.packed = packed ? nullptr : layout.take(packed_bytes(plan.shape, kernels));
   memory.scratch_bytes = align_up(kernels.scratch_bytes(plan), 64) + 64;
   memory.scratch = layout.take(memory.scratch_bytes * threads);
@@ -224,10 +230,12 @@ void deform_conv2d_cpu(const TensorView& x, const TensorView& weight, const void
     packed = static_cast<const char*>(packed) + sizeof expected;
   }
 
-  ForwardArguments arguments{make_plan(s, kernels, threads), x, weight, offset, mask, bias, output, nullptr, nullptr};
+  ForwardArguments arguments{
+      make_plan(s, kernels, threads), x, weight, offset, mask, bias, output, 0, nullptr, nullptr};
+  const ForwardPlan& plan = arguments.plan;
   Memory memory;
-  check_workspace(workspace, lay_out(Layout(), arguments.plan, kernels, threads, packed != nullptr, memory));
-  lay_out(Layout(workspace.data), arguments.plan, kernels, threads, packed != nullptr, memory);
+  check_workspace(workspace, lay_out(Layout(), plan, kernels, threads, packed != nullptr, memory));
+  lay_out(Layout(workspace.data), plan, kernels, threads, packed != nullptr, memory);
   arguments.pixels = memory.pixels;
   arguments.packed = packed != nullptr ? packed : memory.packed;
 
@@ -235,16 +243,20 @@ void deform_conv2d_cpu(const TensorView& x, const TensorView& weight, const void
   // About 64 KB of x at a time.
   const std::int64_t rows = divide_up(16384, s.in_channels * s.width);
   const std::int64_t strips = divide_up(s.height, rows);
-  parallel_for(s.batch * strips, [&](std::int64_t i) {
-    const std::int64_t row = i % strips * rows;
-    kernels.copy_rows(arguments, i / strips, row, row + rows < s.height ? row + rows : s.height);
-  });
-  const std::int64_t positions = s.batch * s.out_pixels(), tile_rows = arguments.plan.tile_rows;
-  for_each_with_slot(parallel_for, divide_up(positions, tile_rows), [&](std::int64_t i, std::int64_t slot) {
-    const std::int64_t first = i * tile_rows;
-    kernels.tile(arguments, first, first + tile_rows < positions ? tile_rows : positions - first,
-                 static_cast<char*>(memory.scratch) + slot * memory.scratch_bytes);
-  });
+  for (std::int64_t image = 0; image < s.batch; image += plan.images_at_once) {
+    const std::int64_t images = image + plan.images_at_once < s.batch ? plan.images_at_once : s.batch - image;
+    arguments.first_image = image;
+    parallel_for(images * strips, [&](std::int64_t i) {
+      const std::int64_t row = i % strips * rows;
+      kernels.copy_rows(arguments, image + i / strips, row, row + rows < s.height ? row + rows : s.height);
+    });
+    const std::int64_t begin = image * s.out_pixels(), positions = images * s.out_pixels();
+    for_each_with_slot(parallel_for, divide_up(positions, plan.tile_rows), [&](std::int64_t i, std::int64_t slot) {
+      const std::int64_t first = i * plan.tile_rows;
+      kernels.tile(arguments, begin + first, first + plan.tile_rows < positions ? plan.tile_rows : positions - first,
+                   static_cast<char*>(memory.scratch) + slot * memory.scratch_bytes);
+    });
+  }
 }
 
 }  // namespace centermask

@@ -97,7 +97,7 @@ template <class T>
 void copy_rows(const ForwardArguments& a, std::int64_t n, std::int64_t row, std::int64_t row_end) {
   const DeformConv2dShape& s = a.plan.shape;
   const std::int64_t pixel_stride = a.plan.pixel_stride;
-  T* image = static_cast<T*>(a.pixels) + n * a.plan.image_stride;
+  T* image = static_cast<T*>(a.pixels) + (n - a.first_image) * a.plan.image_stride;
   if (row == 0) {
     for (std::int64_t c = 0; c < pixel_stride; ++c) image[c] = 0;
   }

@@ -86,7 +86,8 @@ class Sampler {
         row_(row),
         row_end_(row_end) {
     const std::int64_t first = tile.first + row;
-    image_ = static_cast<const T*>(tile.a.pixels) + first / out_pixels_ * image_stride_ + channel;
+    const std::int64_t image = first / out_pixels_ - tile.a.first_image;
+    image_ = static_cast<const T*>(tile.a.pixels) + image * image_stride_ + channel;
     next_image_ = row + out_pixels_ - first % out_pixels_;
     start_row();
   }

@@ -23,17 +23,19 @@ struct ForwardPlan {
   DeformConv2dShape shape;
   std::int64_t pixel_stride;    // of the channels-last copy, in elements
   std::int64_t image_stride;    // one zero pixel, then H*W pixels
+  std::int64_t images_at_once;  // of which the copy is held
   std::int64_t chunk_taps;      // of a chunk; the last chunks may have fewer
   std::int64_t chunk_channels;  // likewise
   std::int64_t panel_stride;    // in the panel's elements
   std::int64_t tile_rows;       // a multiple of the register block's rows
-  std::int64_t slab;            // out channels whose sums are kept at a time, a multiple of the register block's columns
+  std::int64_t slab;  // out channels whose sums are kept at a time, a multiple of the register block's columns
 };
 
 struct ForwardArguments {
   ForwardPlan plan;
   TensorView x, weight, offset, mask, bias, output;
-  void* pixels;        // channels-last copy of x
+  std::int64_t first_image;  // of those at hand
+  void* pixels;              // their channels-last copy
   const void* packed;  // [group][out block][kh*kw*C/groups in the order of chunks][columns]; bf16: see its kernels
 };
 
