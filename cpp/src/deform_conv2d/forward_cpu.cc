@@ -246,7 +246,7 @@ void deform_conv2d_cpu(const TensorView& x, const TensorView& weight, const void
   for (std::int64_t image = 0; image < s.batch; image += plan.images_at_once) {
     const std::int64_t images = image + plan.images_at_once < s.batch ? plan.images_at_once : s.batch - image;
     arguments.first_image = image;
-    parallel_for(images * strips, [&](std::int64_t i) {
+    for_each_with_slot(parallel_for, images * strips, [&](std::int64_t i, std::int64_t) {
       const std::int64_t row = i % strips * rows;
       kernels.copy_rows(arguments, image + i / strips, row, row + rows < s.height ? row + rows : s.height);
     });
