@@ -249,15 +249,27 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("output", metavar="OUT.onnx")
     parser.add_argument(
         "--profile",
-        choices=("standard",),
-        default="standard",
-        help="standard: operators of ONNX itself, runs in onnxruntime >= 1.25 (default, and the only one so far)",
+        choices=("fused", "standard", "decomposed"),
+        default="fused",
+        help="fused: our operators, for onnxruntime >= 1.15 with our library, and >= 1.25 without; standard: operators of "
+        "ONNX alone, for onnxruntime >= 1.25, TensorRT; decomposed: for any runtime, slower (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16"),
+        choices=("fp32", "fp16", "int8"),
         default="fp32",
-        help="of the stored weights; fp16 halves the file, arithmetic stays float32 (default: %(default)s)",
+        help="fp16: stored weights, which halves the file, arithmetic stays float32; int8: convolutions in 8 bits, needs "
+        "--calibration (default: %(default)s)",
+    )
+    parser.add_argument("--calibration", metavar="DIR", help="pictures that int8 takes its scales from; a hundred do")
+    parser.add_argument(
+        "--masks",
+        choices=("none", "rle"),
+        default="none",
+        help="rle: finished masks among the outputs (fused alone; such a file needs our library)",
+    )
+    parser.add_argument(
+        "--size", type=int, metavar="PX", help="fix the input to a square of PX pixels (default: any size)"
     )
     parser.add_argument(
         "--score", type=float, default=None, metavar="S", help="threshold for showing, 0..1 (default: 0.3)"
@@ -305,6 +317,9 @@ def _export(options: argparse.Namespace) -> int:
         Path(options.output),
         profile=options.profile,
         precision=options.precision,
+        masks=options.masks,
+        size=options.size,
+        calibration=options.calibration,
         score_threshold=options.score,
         max_overlap=options.max_overlap,
         class_agnostic=options.class_agnostic,

@@ -79,13 +79,14 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   X(274, 17, KernelContext_ParallelFor, Status*,                                                                       \
     (const KernelContext*, void (*)(void*, std::size_t), std::size_t, std::size_t, void*))
 
-// The table, and the version of it that was asked for.
+// The table, the version of it that was asked for, and y of the runtime's own version 1.y.
 class Api {
  public:
   using Function = void (*)();
   Api() = default;
-  Api(const Function* table, int version) : table_(table), version_(version) {}
+  Api(const Function* table, int version, int runtime) : table_(table), version_(version), runtime_(runtime) {}
   int version() const { return version_; }
+  int runtime() const { return runtime_; }
   const Function* table() const { return table_; }
 
 #define CENTERMASK_ORT_CALL(place, since, name, result, arguments)     \
@@ -100,6 +101,7 @@ class Api {
  private:
   const Function* table_ = nullptr;
   int version_ = 0;
+  int runtime_ = 0;
 };
 
 struct ApiBase {

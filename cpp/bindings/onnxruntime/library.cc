@@ -1,5 +1,6 @@
 // RegisterCustomOps: what ONNX Runtime calls when it loads this library.
 #include <algorithm>
+#include <climits>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -75,7 +76,11 @@ class Operator : public CustomOp {
       const Node& node = *static_cast<const Node*>(kernel);
       return guarded(node.op.api_, [&] { node.compute(context); });
     };
-    if (description_.infer != nullptr) {
+    // Up to 1.23 at least, runtimes that are given this function crash where a node leaves out an optional input; 1.25
+    // does not.
+    const bool has_optional = std::any_of(description_.inputs.begin(), description_.inputs.end(),
+                                          [](const Argument& argument) { return argument.optional; });
+    if (description_.infer != nullptr && (!has_optional || api.runtime() >= 25)) {
       InferOutputShapeFn = [](const CustomOp* op, ShapeContext* context) {
         const Operator& me = self(op);
         return guarded(me.api_, [&] { me.description_.infer(ShapeInference(me.api_, context)); });
@@ -143,18 +148,19 @@ const Library& library_for(const Api& api) {
 extern "C" __attribute__((visibility("default"))) centermask::ort::Status* RegisterCustomOps(
     centermask::ort::SessionOptions* options, const centermask::ort::ApiBase* base) {
   using namespace centermask::ort;
-  // A runtime that is asked for a version that it does not have says so on stderr: "1.15.1" is not asked for 17.
   const char* text = base->GetVersionString();
-  const char* minor = std::strchr(text, '.');
-  const int newest = std::strncmp(text, "1.", 2) == 0 ? std::min(std::atoi(minor + 1), kNewestApi) : kNewestApi;
+  const char* point = std::strchr(text, '.');
+  const int runtime = std::strncmp(text, "1.", 2) == 0 ? std::atoi(point + 1) : INT_MAX;
+  // A runtime that is asked for a version that it does not have says so on stderr: 1.15 is not asked for 17.
+  const int newest = std::min(runtime, kNewestApi);
   for (int version = newest; version >= kOldestApi; --version) {
     const Api::Function* table = base->GetApi(static_cast<std::uint32_t>(version));
     if (table == nullptr) continue;
-    const Api api(table, version);
+    const Api api(table, version, runtime);
     return guarded(api, [&] { check(api, api.AddCustomOpDomain(options, library_for(api).domain)); });
   }
   // A null result would pass for success, and the user would read that an operator is not registered.
-  const Api oldest(base->GetApi(1), 1);
+  const Api oldest(base->GetApi(1), 1, runtime);
   if (oldest.table() == nullptr) return nullptr;
   const std::string message = std::string("centermask: needs ONNX Runtime 1.15 or newer, this is ") + text;
   return oldest.CreateStatus(kNotImplemented, message.c_str());
