@@ -17,6 +17,8 @@ import ray
 
 from centermask import Predictor
 
+COLUMNS = ("path", "category_id", "label", "score", "bbox", "height", "width", "counts", "error")
+
 
 class Worker:
     """What runs on each worker: a model, and a function from a batch of files to a batch of instances."""
@@ -25,22 +27,21 @@ class Worker:
         self._predictor = Predictor(model, device=device, threads=threads)  # type: ignore[arg-type]
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        names = ("path", "category_id", "label", "score", "bbox", "height", "width", "counts", "error")
-        columns: dict[str, list[Any]] = {name: [] for name in names}
+        columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+
+        def add(*row: Any) -> None:
+            for name, value in zip(COLUMNS, row, strict=True):
+                columns[name].append(value)
+
         for path, data in zip(batch["path"], batch["bytes"], strict=True):
             try:
                 result = self._predictor(bytes(data))
             except ValueError as error:  # no picture, or a damaged one: a row that says so, and on with the others
-                row = (path, -1, "", 0.0, [0.0] * 4, 0, 0, "", str(error))
-                for name, value in zip(names, row, strict=True):
-                    columns[name].append(value)
+                add(path, -1, "", 0.0, [0.0] * 4, 0, 0, "", str(error))
                 continue
             for label, found in zip(result.names, result.to_coco(0), strict=True):
-                height, width = result.image_size
                 counts = found.get("segmentation", {}).get("counts", "")
-                row = (path, found["category_id"], label, found["score"], found["bbox"], height, width, counts, "")
-                for name, value in zip(names, row, strict=True):
-                    columns[name].append(value)
+                add(path, found["category_id"], label, found["score"], found["bbox"], *result.image_size, counts, "")
         return columns
 
 
