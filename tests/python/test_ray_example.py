@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("ray.data")
 pytest.importorskip("onnxruntime")
 
-from centermask import Predictor  # noqa: E402
-from centermask.cli import sample_picture  # noqa: E402
+from centermask import Predictor
+from centermask.cli import sample_picture
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "ray_data.py"
 
