@@ -3,7 +3,7 @@
 # Python and inside ONNX Runtime, and the prediction on the sample photograph with the real onnxruntime of aarch64, the
 # newest and that of JetPack 6, whose instances must be those that this machine finds.
 #
-#   scripts/aarch64.sh
+#   scripts/aarch64.sh                 some four minutes of processor time, most of it emulation
 #   PYTHON=python3.12 scripts/aarch64.sh
 #
 # Needs a Debian with network, and a PYTHON that has pip and an installed centermask with onnxruntime (to compare with);
@@ -20,6 +20,7 @@ mkdir -p "${OUT:-build/aarch64}"
 out=$(realpath "${OUT:-build/aarch64}")
 jobs=${JOBS:-$(nproc)}
 python=${PYTHON:-python3}
+# shellcheck source=/dev/null
 suite=${SUITE:-$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")}
 mirror=${MIRROR:-http://deb.debian.org/debian}
 root=$out/root-$suite
@@ -81,7 +82,7 @@ fi
 # The aarch64 Python as a program of this machine.
 cat >"$out/python" <<END
 #!/bin/sh
-export PYTHONHOME='$root/usr' PYTHONPATH="\$FIRST:$out/package:$site" PYTHONDONTWRITEBYTECODE=1
+export PYTHONHOME='$root/usr' PYTHONPATH="\${FIRST:+\$FIRST:}$out/package:$site" PYTHONDONTWRITEBYTECODE=1
 exec qemu-aarch64-static -L '$root' '$interpreter' "\$@"
 END
 chmod +x "$out/python"
@@ -91,7 +92,7 @@ done_with "Debian $suite, Python $version, onnxruntime $("$out/python" -c 'impor
 # Debian's Python headers include their machine's part as <aarch64-linux-gnu/...>, hence the folder above both.
 cmake -S . -B "$out/build" -G Ninja -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake "-DCENTERMASK_AARCH64_ROOT=$root" \
   "-DCMAKE_CXX_FLAGS=-idirafter $root/usr/include" "-DPython_EXECUTABLE=$out/python" -DCENTERMASK_WERROR=ON \
-  -DCENTERMASK_TESTS=ON -DCENTERMASK_CUDA_HEADERS=OFF >"$out/configure.log" || { tail -n 20 "$out/configure.log"; exit 1; }
+  -DCENTERMASK_TESTS=ON -DCENTERMASK_CUDA_HEADERS=OFF >"$out/configure.log" 2>&1 || { tail -n 20 "$out/configure.log"; exit 1; }
 cmake --build "$out/build" --parallel "$jobs" >"$out/build.log" || { tail -n 40 "$out/build.log"; exit 1; }
 rm -rf "$out/package"
 mkdir -p "$out/package"
