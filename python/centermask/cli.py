@@ -251,15 +251,15 @@ def _add_export(commands: Any) -> None:
         "--profile",
         choices=("fused", "standard", "decomposed"),
         default="fused",
-        help="fused: our operators, for onnxruntime >= 1.15 with our library, and >= 1.25 without; standard: operators of "
-        "ONNX alone, for onnxruntime >= 1.25, TensorRT; decomposed: for any runtime, slower (default: %(default)s)",
+        help="fused: our operators, for onnxruntime >= 1.16 with our library, and >= 1.25 without; standard: operators "
+        "of ONNX alone, for onnxruntime >= 1.25, TensorRT; decomposed: for any runtime, slower (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default="fp32",
-        help="fp16: stored weights, which halves the file, arithmetic stays float32; int8: convolutions in 8 bits, needs "
-        "--calibration (default: %(default)s)",
+        help="fp16: stored weights, which halves the file, arithmetic stays float32; int8: convolutions in 8 bits, "
+        "needs --calibration (default: %(default)s)",
     )
     parser.add_argument("--calibration", metavar="DIR", help="pictures that int8 takes its scales from; a hundred do")
     parser.add_argument(
@@ -271,6 +271,7 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "--size", type=int, metavar="PX", help="fix the input to a square of PX pixels (default: any size)"
     )
+    parser.add_argument("--opset", type=int, metavar="N", help="18: for onnxruntime 1.15 (default: 19)")
     parser.add_argument(
         "--score", type=float, default=None, metavar="S", help="threshold for showing, 0..1 (default: 0.3)"
     )
@@ -322,6 +323,7 @@ def _export(options: argparse.Namespace) -> int:
         precision=options.precision,
         masks=options.masks,
         size=options.size,
+        opset=options.opset,
         calibration=options.calibration,
         score_threshold=options.score,
         max_overlap=options.max_overlap,

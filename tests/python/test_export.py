@@ -324,6 +324,8 @@ def test_a_file_that_differs_is_not_put_in_place(tmp_path: Path, monkeypatch: py
         ({"calibration": "."}, "precision='int8' and calibration (a folder of pictures) need each other"),
         ({"masks": "rle", "profile": "standard"}, "masks='rle' needs the profile fused, got 'standard'"),
         ({"masks": "png"}, "masks must be one of none, rle; got 'png'"),
+        ({"opset": 18, "profile": "standard"}, "opset must be 18 (not for the profile standard) or 19, got 18"),
+        ({"opset": 17}, "opset must be 18 (not for the profile standard) or 19, got 17"),
         ({"size": 100}, "size must be a multiple of 32, got 100"),
         ({"score_threshold": 2.0}, "score_threshold must be in 0..1, got 2.0"),
     ],

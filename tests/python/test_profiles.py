@@ -134,6 +134,18 @@ def test_masks_of_the_graph_are_those_of_the_predictor(model: CenterMask, tmp_pa
     assert a.masks.rle == b.masks.rle
 
 
+def test_opset_18_is_for_the_oldest_runtime(dcn: CenterMask, tmp_path: Path) -> None:
+    """ONNX Runtime 1.15 has no Shape of opset 19; DeformConv has no meaning in ONNX before 19."""
+    path = tmp_path / "old.onnx"
+    assert export(dcn, path, opset=18).passed
+    instances_agree(dcn, path, (1, 3, 64, 96))
+    proto = onnx.load(path)
+    assert {entry.domain: entry.version for entry in proto.opset_import} == {"": 18, "centermask": 1}
+    assert {function.name for function in proto.functions} == {"DecodeCenters", "GatherPatches"}
+    with pytest.raises(ModelFileError, match="operators of this package"):
+        OnnxNetwork(path, library=False)
+
+
 def test_a_fixed_size(dcn: CenterMask, tmp_path: Path) -> None:
     export(dcn, tmp_path / "fixed.onnx", profile="standard", size=96)
     proto = onnx.load(tmp_path / "fixed.onnx")
@@ -264,7 +276,7 @@ def test_a_converted_centernet_gives_the_boxes_of_torch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["test_efficientnet-dcn-dynamic", "test_efficientnet-conv-shape"])
 def test_openvino(name: str, tmp_path: Path) -> None:
-    """OpenVINO (2026.4) has no rule for ONNX's DeformConv: models with it run there as `decomposed`, others as either."""
+    """OpenVINO 2026.4 has no rule for ONNX's DeformConv: models with it run there as `decomposed`, others as either."""
     openvino = pytest.importorskip("openvino")
     model = build(name)
     images = np.random.default_rng(1).normal(size=(1, 3, 64, 96)).astype(np.float32)
