@@ -92,7 +92,7 @@ done_with "Debian $suite, Python $version, onnxruntime $("$out/python" -c 'impor
 # Debian's Python headers include their machine's part as <aarch64-linux-gnu/...>, hence the folder above both.
 cmake -S . -B "$out/build" -G Ninja -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake "-DCENTERMASK_AARCH64_ROOT=$root" \
   "-DCMAKE_CXX_FLAGS=-idirafter $root/usr/include" "-DPython_EXECUTABLE=$out/python" -DCENTERMASK_WERROR=ON \
-  -DCENTERMASK_TESTS=ON -DCENTERMASK_CUDA_HEADERS=OFF >"$out/configure.log" 2>&1 || { tail -n 20 "$out/configure.log"; exit 1; }
+  -DCENTERMASK_EXAMPLES=ON -DCENTERMASK_TESTS=ON -DCENTERMASK_CUDA_HEADERS=OFF >"$out/configure.log" 2>&1 || { tail -n 20 "$out/configure.log"; exit 1; }
 cmake --build "$out/build" --parallel "$jobs" >"$out/build.log" || { tail -n 40 "$out/build.log"; exit 1; }
 rm -rf "$out/package"
 mkdir -p "$out/package"
@@ -123,10 +123,20 @@ done_with "Python: $passed tests passed"
 # More than what is worth showing, so that there is something to compare.
 sample=python/centermask/models/sample.jpg
 predict() { "$1" -m centermask.cli predict "$sample" --score 0.06 --threads 2 --out "$out/$2" --coco "$out/$2.json"; }
+segment() {
+  qemu-aarch64-static -L "$root" "$out/build/cpp/examples/centermask_segment" python/centermask/models/default.onnx "$out/sample.ppm" \
+    --onnxruntime "$(find "$1" -name 'libonnxruntime.so*')" --score 0.06 --threads 2 --coco "$out/$2.json"
+}
 same() { "$python" tests/python/compare_results.py "$out/x86_64.json" "$out/$1.json" --score 0.06; }
 predict "$python" x86_64 >"$out/predict.log"
 predict "$out/python" aarch64 >>"$out/predict.log"
 same aarch64
 FIRST=$out/onnxruntime-$older-$version predict "$out/python" "aarch64-$older" >>"$out/predict.log"
 same "aarch64-$older"
-done_with "the same instances on aarch64 as here, by onnxruntime $("$out/python" -c 'import onnxruntime; print(onnxruntime.__version__)') and $older"
+done_with "Python: the same instances on aarch64 as here, by the newest onnxruntime and $older"
+"$python" -c 'import cv2, sys; assert cv2.imwrite(sys.argv[2], cv2.imread(sys.argv[1]))' "$sample" "$out/sample.ppm"
+for runtime in "$site" "$out/onnxruntime-$older-$version"; do
+  segment "$runtime" "c++-$(basename "$runtime")" >>"$out/predict.log"
+  same "c++-$(basename "$runtime")"
+done
+done_with "C++: the same instances, by the same two"

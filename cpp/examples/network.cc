@@ -1,5 +1,7 @@
 #include "network.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <optional>
 #include <stdexcept>
@@ -12,12 +14,11 @@ namespace {
 
 constexpr std::uint32_t kApiVersion = 15;  // ONNX Runtime 1.15 and newer
 
-// The table of this version; GetApi gives null where the library is older.
+const OrtApi* loaded = nullptr;
+
 const OrtApi& api() {
-  static const OrtApi* table = OrtGetApiBase()->GetApi(kApiVersion);
-  if (table == nullptr)
-    throw std::runtime_error(std::string("needs ONNX Runtime 1.15 or newer, got ") + runtime_version());
-  return *table;
+  if (loaded == nullptr) throw std::logic_error("load_runtime() comes first");
+  return *loaded;
 }
 
 void check(OrtStatus* status) {
@@ -78,7 +79,17 @@ std::vector<std::int64_t> take(OrtValue* value, ONNXTensorElementDataType type, 
 
 }  // namespace
 
-const char* runtime_version() { return OrtGetApiBase()->GetVersionString(); }
+std::string load_runtime(const std::string& library) {
+  void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);  // for good: it has threads
+  if (handle == nullptr) throw std::runtime_error(std::string("ONNX Runtime cannot be loaded: ") + dlerror());
+  auto* base_of = reinterpret_cast<const OrtApiBase* (*)()>(dlsym(handle, "OrtGetApiBase"));
+  if (base_of == nullptr) throw std::runtime_error(library + " is not ONNX Runtime");
+  const OrtApiBase* base = base_of();
+  const std::string version = base->GetVersionString();
+  loaded = base->GetApi(kApiVersion);  // null where the library is older
+  if (loaded == nullptr) throw std::runtime_error("needs ONNX Runtime 1.15 or newer, got " + version);
+  return version;
+}
 
 struct Network::State {
   Handle<OrtEnv> env{nullptr, nullptr};

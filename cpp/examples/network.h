@@ -50,7 +50,9 @@ class Network {
   std::unique_ptr<State> state_;
 };
 
-// "1.32.0"
-const char* runtime_version();
+// Loads ONNX Runtime, libonnxruntime.so of 1.15 or newer; the first thing to do. Returns its version, "1.32.0". Loaded
+// rather than linked, as its one symbol carries the version: a linked program would run with that version alone.
+// Throws std::runtime_error.
+std::string load_runtime(const std::string& library);
 
 }  // namespace example

@@ -107,8 +107,6 @@ struct OrtApiBase {
   const char* (*GetVersionString)();
 };
 
-extern "C" const OrtApiBase* OrtGetApiBase();
-
 #ifdef CENTERMASK_CHECK_ORT_C_API
 }  // namespace ort_subset
 #endif

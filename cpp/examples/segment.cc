@@ -21,11 +21,14 @@
 #ifndef CENTERMASK_ORT_LIBRARY
 #define CENTERMASK_ORT_LIBRARY ""
 #endif
+#ifndef ONNXRUNTIME_LIBRARY
+#define ONNXRUNTIME_LIBRARY "libonnxruntime.so.1"
+#endif
 
 namespace {
 
 struct Settings {
-  std::string model, coco, draw;
+  std::string model, coco, draw, runtime = ONNXRUNTIME_LIBRARY;
   std::vector<std::string> pictures;
   double score = -1;
   example::NetworkOptions network;
@@ -40,10 +43,10 @@ void usage(std::FILE* to) {
                "  --score S           least score, 0..1 (default: the model's own)\n"
                "  --threads N         CPU threads (default: all cores)\n"
                "  --op-library FILE   libcentermask_ort.so, for `fused` models (default: %s)\n"
-               "  --cuda              run the network on the GPU\n"
-               "ONNX Runtime %s\n",
+               "  --onnxruntime FILE  libonnxruntime.so (default: %s)\n"
+               "  --cuda              run the network on the GPU\n",
                example::image_formats(), *CENTERMASK_ORT_LIBRARY != 0 ? CENTERMASK_ORT_LIBRARY : "none",
-               example::runtime_version());
+               ONNXRUNTIME_LIBRARY);
 }
 
 Settings parse(int count, char** arguments) {
@@ -75,6 +78,8 @@ Settings parse(int count, char** arguments) {
       settings.network.threads = static_cast<int>(threads);
     } else if (word == "--op-library") {
       settings.network.op_library = value();
+    } else if (word == "--onnxruntime") {
+      settings.runtime = value();
     } else if (word == "--cuda") {
       settings.network.cuda = true;
     } else if (word.rfind("--", 0) == 0) {
@@ -98,6 +103,7 @@ std::string drawn_name(const std::string& folder, const std::string& picture) {
 }
 
 int run(const Settings& settings) {
+  std::printf("ONNX Runtime %s\n", example::load_runtime(settings.runtime).c_str());
   const example::Network network(settings.model, settings.network);
   const example::ModelInfo& info = network.info();
   const double score = settings.score < 0 ? info.score_threshold : settings.score;

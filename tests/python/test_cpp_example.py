@@ -173,6 +173,8 @@ def test_says_what_is_wrong(program: Path, tmp_path: Path) -> None:
     assert str(tmp_path / "absent.onnx") in run(program, tmp_path / "absent.onnx", "x.ppm", expect=2).stderr
     assert "ONNX Runtime" in run(program, tmp_path / "text.txt", "x.ppm", expect=2).stderr
     assert "absent.so" in run(program, model, "x.ppm", "--op-library", "absent.so", expect=2).stderr
+    assert "cannot be loaded" in run(program, model, "x.ppm", "--onnxruntime", "absent.so", expect=2).stderr
+    assert "is not ONNX Runtime" in run(program, model, "x.ppm", "--onnxruntime", "libm.so.6", expect=2).stderr
 
 
 @pytest.mark.parametrize("kind", ["no library", "operators of ONNX alone", "masks in the graph"])
