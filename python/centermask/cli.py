@@ -298,6 +298,9 @@ def _add_export(commands: Any) -> None:
         metavar="NAME=FILE",
         help="take mask_ap, box_ap ... of an `eval --json` file",
     )
+    parser.add_argument(
+        "--triton", metavar="DIR", help="also write a model repository for Triton Inference Server there"
+    )
     parser.set_defaults(run=_export)
 
 
@@ -338,6 +341,10 @@ def _export(options: argparse.Namespace) -> int:
     print(report.table())
     size = Path(options.output).stat().st_size / 1e6
     print(f"wrote {options.output}: {size:.1f} MB, verified, in {time.perf_counter() - start:.0f} s")
+    if options.triton:
+        from centermask.export.triton import write_repository
+
+        print(f"wrote {write_repository(options.output, options.triton)}")
     return 0
 
 

@@ -58,7 +58,9 @@ class Trainer:
         self.evaluate = evaluate
         self.out = Path(config.out)
         if not config.resume and (self.out / "last.pt").exists():
-            raise ValueError(f"train: {self.out} holds a run already: go on with it (--resume), or choose another --out")
+            raise ValueError(
+                f"train: {self.out} holds a run already: go on with it (--resume), or choose another --out"
+            )
         self.fabric = make_fabric(config)
         if self.fabric.is_global_zero:
             remove_unfinished(self.out)
