@@ -51,13 +51,18 @@ SHAPES = [(2048, 256, 16), (256, 128, 32), (128, 64, 64), (512, 256, 16), (64, 6
 
 
 def measure(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Median milliseconds of each, called in turn for about `seconds`."""
+    """Median milliseconds of each, called in turn for about `seconds`.
+
+    With a pause before each: the threads of ONNX Runtime wait actively for a while after a run, which would slow down
+    whoever comes next.
+    """
     for call in calls.values():
         call(), call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
     while time.perf_counter() - start < seconds or len(next(iter(times.values()))) < 5:
         for name, call in calls.items():
+            time.sleep(0.03)
             before = time.perf_counter()
             call()
             times[name].append(1e3 * (time.perf_counter() - before))

