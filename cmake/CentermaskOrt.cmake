@@ -40,7 +40,7 @@ endif()
 
 if(SKBUILD)
   install(TARGETS centermask_ort LIBRARY DESTINATION centermask COMPONENT python)
-elseif(CENTERMASK_PYTHON)
+elseif(CENTERMASK_PYTHON AND NOT CMAKE_CROSSCOMPILING)
   add_custom_command(TARGET centermask_ort POST_BUILD
     COMMAND "${CMAKE_COMMAND}" -E copy $<TARGET_FILE:centermask_ort> "${CMAKE_CURRENT_SOURCE_DIR}/python/centermask/")
 endif()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from centermask import __version__
+from centermask.wording import counted
 
 if TYPE_CHECKING:
     from centermask.predictor import Predictor
@@ -114,6 +115,9 @@ def _predict(options: argparse.Namespace) -> int:
     if not files:
         return 2
     predictor = _predictor(options, options.score, options.max_instances)
+    print("\n".join(predict_files.introduction(options.model, predictor.info)), flush=True)
+    if not options.inputs and "person" not in predictor.info.class_names:
+        print("note: the sample photograph shows a person, which this model does not know", file=sys.stderr)
     out = Path(options.out)
     sinks: list[label_files.CocoSink | label_files.YoloSink] = []
     base = label_files.common_folder(files)
@@ -131,12 +135,13 @@ def _predict(options: argparse.Namespace) -> int:
     if tally.pictures:
         preprocess, network, masks = (1e3 * tally.steps / tally.pictures).tolist()
         print(
-            f"{tally.pictures} pictures, {tally.instances} instances; {preprocess + network + masks:.1f} ms each "
+            f"{counted(tally.pictures, 'picture')}, {counted(tally.instances, 'instance')}; "
+            f"{preprocess + network + masks:.1f} ms each "
             f"(preprocess {preprocess:.1f}, network {network:.1f}, masks {masks:.1f}); "
             f"peak memory {peak_memory() / 2**20:.0f} MiB"
         )
     if failed:
-        print(f"{failed} input{'s' if failed > 1 else ''} failed, named above", file=sys.stderr)
+        print(f"{counted(failed, 'input')} failed, named above", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -253,15 +258,15 @@ def _add_export(commands: Any) -> None:
         "--profile",
         choices=("fused", "standard", "decomposed"),
         default="fused",
-        help="fused: our operators, for onnxruntime >= 1.15 with our library, and >= 1.25 without; standard: operators of "
-        "ONNX alone, for onnxruntime >= 1.25, TensorRT; decomposed: for any runtime, slower (default: %(default)s)",
+        help="fused: our operators, for onnxruntime >= 1.16 with our library, and >= 1.25 without; standard: operators "
+        "of ONNX alone, for onnxruntime >= 1.25, TensorRT; decomposed: for any runtime, slower (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default="fp32",
-        help="fp16: stored weights, which halves the file, arithmetic stays float32; int8: convolutions in 8 bits, needs "
-        "--calibration (default: %(default)s)",
+        help="fp16: stored weights, which halves the file, arithmetic stays float32; int8: convolutions in 8 bits, "
+        "needs --calibration (default: %(default)s)",
     )
     parser.add_argument("--calibration", metavar="DIR", help="pictures that int8 takes its scales from; a hundred do")
     parser.add_argument(
@@ -273,6 +278,7 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "--size", type=int, metavar="PX", help="fix the input to a square of PX pixels (default: any size)"
     )
+    parser.add_argument("--opset", type=int, metavar="N", help="18: for onnxruntime 1.15 (default: 19)")
     parser.add_argument(
         "--score", type=float, default=None, metavar="S", help="threshold for showing, 0..1 (default: 0.3)"
     )
@@ -291,6 +297,9 @@ def _add_export(commands: Any) -> None:
         default=[],
         metavar="NAME=FILE",
         help="take mask_ap, box_ap ... of an `eval --json` file",
+    )
+    parser.add_argument(
+        "--triton", metavar="DIR", help="also write a model repository for Triton Inference Server there"
     )
     parser.set_defaults(run=_export)
 
@@ -321,6 +330,7 @@ def _export(options: argparse.Namespace) -> int:
         precision=options.precision,
         masks=options.masks,
         size=options.size,
+        opset=options.opset,
         calibration=options.calibration,
         score_threshold=options.score,
         max_overlap=options.max_overlap,
@@ -331,6 +341,10 @@ def _export(options: argparse.Namespace) -> int:
     print(report.table())
     size = Path(options.output).stat().st_size / 1e6
     print(f"wrote {options.output}: {size:.1f} MB, verified, in {time.perf_counter() - start:.0f} s")
+    if options.triton:
+        from centermask.export.triton import write_repository
+
+        print(f"wrote {write_repository(options.output, options.triton)}")
     return 0
 
 

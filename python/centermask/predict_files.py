@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 from centermask.files import temporary_path, write_image
 from centermask.instances import Instances
 from centermask.label_files import CocoSink, Frame, YoloSink, free_path
+from centermask.metadata import ModelInfo
 from centermask.predictor import Predictor
 from centermask.preprocess import load_image
+from centermask.wording import counted
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 _WRITABLE = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+
+CLASSES_TOLD = 20
 
 _FAILURES = (ValueError, OSError, RuntimeError, MemoryError, cv2.error)
 """What one picture or video can bring about; the others are still to be done."""
@@ -152,6 +156,14 @@ def _predict_picture(
     return f"{describe(result)} -> {target} ({predictor.timing.total * 1e3:.0f} ms)"
 
 
+def introduction(model: str, info: ModelInfo) -> list[str]:
+    """What a model can find: it knows nothing else, and sees its own classes even where there are none."""
+    names = ", ".join(info.class_names[:CLASSES_TOLD])
+    more = f" and {len(info.class_names) - CLASSES_TOLD} more" if len(info.class_names) > CLASSES_TOLD else ""
+    lines = [f"model {model}: finds {names}{more}"]
+    return [*lines, f"trained on: {info.training_data}"] if info.training_data else lines
+
+
 def describe(result: Instances) -> str:
     """Such as `2 person (0.97, 0.88), 1 dog (0.54)`."""
     if not len(result):
@@ -180,7 +192,8 @@ def _predict_video(
                 print(f"\r{name}: frame {frames} of {expected or '?'}", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
-    return f"{frames} frames, {instances} instances -> {target} ({1e3 * seconds / frames:.0f} ms a frame)"
+    found = f"{counted(frames, 'frame')}, {counted(instances, 'instance')}"
+    return f"{found} -> {target} ({1e3 * seconds / frames:.0f} ms a frame)"
 
 
 def read_video(file: Path) -> Iterator[tuple[NDArray[np.uint8], float, int]]:

@@ -25,7 +25,9 @@ def test_a_hundred_photographs_on_a_laptop_fit_into_the_time() -> None:
     assert (recipe.size, recipe.batch_size) == (320, 8)
     assert recipe.epochs * math.ceil(100 / recipe.batch_size) >= 300
     assert recipe.seconds <= 40 * 60
-    assert "about" in recipe.text()
+    assert "takes 4" in recipe.text()
+    assert "--freeze-stages 2" in recipe.text()
+    assert "--patience" not in recipe.text()
     assert "--size 320" in recipe.text()
     assert len(recipe.reasons) == 6, "without evaluations there is nothing to be patient with"
     assert recipe.freeze_stages == 2

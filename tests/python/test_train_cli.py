@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from typing import Literal
 
 import pytest
@@ -34,6 +35,45 @@ def parse(*arguments: str) -> TrainConfig:
 def test_defaults_are_those_of_the_dataclass() -> None:
     assert parse("a", "b") == TrainConfig(data=("a", "b"))
     assert train_cli.configure(["a", "b", "--no-auto"]) == (TrainConfig(data=("a", "b")), "")
+
+
+def test_the_help_shows_defaults_that_say_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = train_cli.build_parser().format_help()
+    for shown in (
+        "(default: runs/train)",
+        "(default: 0.998)",
+        "(default: chosen; 512 with --no-auto)",
+        "(default: True)",
+    ):
+        assert shown in text
+    for empty in ("(default: None)", "(default: ())", "(default: )", "SUPPRESS"):
+        assert empty not in text
+
+
+def test_what_evaluation_needs_is_said_before_the_work(
+    tmp_path, data: str, laptop: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    out = tmp_path / "out"
+    assert main(["train", data, "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert "needs the package pycocotools: pip install 'centermask[train]'" in said.err
+    assert not out.exists()
+    # Not even the model is looked for.
+    assert main(["eval", str(tmp_path / "no_model.pt"), data]) == 2
+    assert "pip install 'centermask[train]'" in capsys.readouterr().err
+
+    class Reached(RuntimeError):
+        pass
+
+    def reach(*_: object) -> None:
+        raise Reached("the trainer")
+
+    monkeypatch.setattr(train_cli, "Trainer", reach)
+    assert main(["train", data, "--out", str(out), "--val-split", ""]) == 2
+    assert "the trainer" in capsys.readouterr().err, "nobody asked for an evaluation"
 
 
 def test_every_field_has_an_option() -> None:
@@ -147,7 +187,7 @@ def test_what_is_chosen_reaches_the_trainer_and_is_said_before_it_starts(
     assert config.seed == 5
     assert f"--size {config.size} --batch-size {config.batch_size} --epochs {config.epochs}" in said
     assert all(reason in said for reason in recipe.reasons)
-    assert "about" in said
+    assert "takes" in said
     assert "--no-auto" in said
     monkeypatch.setenv("RANK", "1")
     assert main(["train", data, "--out", str(tmp_path / "out")]) == 0

@@ -149,8 +149,12 @@ def test_what_changed_since_the_start_is_said(settings, caplog):
         Recorded(replace(settings, resume=True, learning_rate=2e-3, eval_every=9), None)
     assert "learning_rate was 0.001 and is now 0.002" in caplog.text
     assert "eval_every" not in caplog.text
-    with pytest.raises(ValueError, match="other classes or sizes"):
+    with pytest.raises(
+        ValueError, match=r"last\.pt has size 64, now 96: a run goes on as it began.*--init-from .*best\.pt"
+    ):
         Trainer(replace(settings, resume=True, size=96))
+    with pytest.raises(ValueError, match=r"neck conv, now dcn"):
+        Trainer(replace(settings, resume=True, neck="dcn"))
     with pytest.raises(ValueError, match="holds a run already"):
         Trainer(settings)
     save_checkpoint(f"{settings.out}/last.pt", load_checkpoint(f"{settings.out}/last.pt").__class__(tiny().config, {}))

@@ -40,7 +40,7 @@ def add_functions(model: onnx.ModelProto, *, relu: bool) -> None:
     """
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     nodes = {node.op_type: node for node in model.graph.node if node.domain == DOMAIN}
-    if "DeformConv" in nodes:
+    if "DeformConv" in nodes and opset >= 19:  # ONNX has it from there on
         model.functions.append(_deform_conv(opset, relu))
     if "DecodeCenters" in nodes:
         attributes = {a.name: helper.get_attribute_value(a) for a in nodes["DecodeCenters"].attribute}

@@ -28,10 +28,10 @@ Precision = Literal["fp32", "fp16", "int8"]
 Masks = Literal["none", "rle"]
 
 OPSETS: Mapping[Profile, int] = {"fused": 19, "standard": 19, "decomposed": 18}
-"""DeformConv came with 19, which is also the newest that the oldest runtime we serve (1.15) knows."""
+"""DeformConv came with 19, which ONNX Runtime has kernels for since 1.16."""
 
 IR_VERSION = 9
-"""Of the file format: the newest that runtime reads."""
+"""Of the file format: the newest that ONNX Runtime 1.15 reads."""
 
 GRAPH_SCORE_THRESHOLD = 0.05
 """The graph keeps every peak above it; the Predictor filters further."""
@@ -61,6 +61,7 @@ def export(
     precision: Precision = "fp32",
     masks: Masks = "none",
     size: int | None = None,
+    opset: int | None = None,
     calibration: str | os.PathLike[str] | None = None,
     graph_score_threshold: float = GRAPH_SCORE_THRESHOLD,
     score_threshold: float | None = None,
@@ -84,6 +85,8 @@ def export(
             library.
         size: Side of the input in pixels, a multiple of 32: pictures are scaled into such a square. None leaves height
             and width dynamic. The batch is always dynamic.
+        opset: Of ONNX, 18 or 19; None takes what the profile needs. 18 is for ONNX Runtime 1.15, which lacks parts of
+            19: with the profile `fused` such a file needs our library if there are deformable convolutions in it.
         calibration: For `int8`: a folder of pictures of the kind that the model is for; a hundred do.
         graph_score_threshold: Peaks below it are cut off in the graph, 0..1.
         score_threshold: Threshold for showing that the file recommends, 0..1; 0.3 if None.
@@ -100,7 +103,7 @@ def export(
         ValueError: It is no checkpoint of ours, or a setting is out of range.
         VerifyError: The file gives other results than PyTorch.
     """
-    _check_settings(profile, precision, masks, size, calibration)
+    _check_settings(profile, precision, masks, size, opset, calibration)
     for name, value in (
         ("graph_score_threshold", graph_score_threshold),
         ("score_threshold", score_threshold),
@@ -136,7 +139,7 @@ def export(
         try:
 
             def write(threshold: float) -> None:
-                proto = to_onnx(model, threshold, profile, masks, size)
+                proto = to_onnx(model, threshold, profile, masks, size, opset)
                 if precision == "int8":
                     assert calibration is not None
                     proto = quantize(proto, calibration, info.preprocess)
@@ -159,7 +162,9 @@ def export(
     return report
 
 
-def _check_settings(profile: str, precision: str, masks: str, size: int | None, calibration: Any) -> None:
+def _check_settings(
+    profile: str, precision: str, masks: str, size: int | None, opset: int | None, calibration: Any
+) -> None:
     for name, value, kind in (
         ("profile", profile, Profile),
         ("precision", precision, Precision),
@@ -171,6 +176,8 @@ def _check_settings(profile: str, precision: str, masks: str, size: int | None, 
         raise ValueError(f"export: masks='rle' needs the profile fused, got {profile!r}")
     if size is not None and (size < 32 or size % 32):
         raise ValueError(f"export: size must be a multiple of 32, got {size}")
+    if opset not in (None, 18, 19) or (opset == 18 and profile == "standard"):
+        raise ValueError(f"export: opset must be 18 (not for the profile standard) or 19, got {opset}")
     if (precision == "int8") != (calibration is not None):
         raise ValueError("export: precision='int8' and calibration (a folder of pictures) need each other")
 
@@ -226,6 +233,7 @@ def to_onnx(
     profile: Profile = "standard",
     masks: Masks = "none",
     size: int | None = None,
+    opset: int | None = None,
 ) -> onnx.ModelProto:
     """The graph of a model in eval mode, with dynamic batch, height and width; without metadata. See `export`."""
     names = list(_OUTPUT_SHAPES)[: 4 if model.mask_params is None else 6] + [
@@ -252,7 +260,7 @@ def to_onnx(
             _Deployed(model, score_threshold, fused=profile == "fused"),
             tuple(example),
             dynamo=True,
-            opset_version=OPSETS[profile],
+            opset_version=OPSETS[profile] if opset is None else opset,
             input_names=list(_INPUT_SHAPES)[: len(example)],
             output_names=names,
             dynamic_shapes=dynamic,

@@ -16,7 +16,7 @@ from onnx import helper
 from centermask.config import PreprocessConfig
 from centermask.preprocess import load_image, prepare
 
-MOST_PICTURES = 200
+MOST_PICTURES = 100
 """More of them change scales by little, and each takes the time of a prediction."""
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -58,7 +58,7 @@ def quantize(model: onnx.ModelProto, folder: str | os.PathLike[str], preprocess:
                 target,
                 _Reader(pictures, preprocess),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv", "ConvTranspose", "Add", "MaxPool", "GlobalAveragePool"],
+                op_types_to_quantize=["Conv", "ConvTranspose", "Relu", "Clip", "Add", "MaxPool", "GlobalAveragePool"],
                 nodes_to_exclude=_sensitive(model.graph),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,

@@ -58,7 +58,9 @@ class Trainer:
         self.evaluate = evaluate
         self.out = Path(config.out)
         if not config.resume and (self.out / "last.pt").exists():
-            raise ValueError(f"train: {self.out} holds a run already: resume it, or choose another folder")
+            raise ValueError(
+                f"train: {self.out} holds a run already: go on with it (--resume), or choose another --out"
+            )
         self.fabric = processes.make_fabric(config)
         if self.fabric.is_global_zero:
             remove_unfinished(self.out)
@@ -204,8 +206,8 @@ class Trainer:
             raise ValueError(f"{self.out / 'last.pt'} holds no state of a run to go on from")
         if checkpoint.config != self.model.config:
             raise ValueError(
-                f"{self.out / 'last.pt'} was written for {checkpoint.config.name} with other classes or sizes "
-                f"than the settings given now ({self.model.config.name})"
+                f"{self.out / 'last.pt'} has {checkpoint.config.differences(self.model.config)}: a run goes on as it "
+                f"began. For another one take its weights: --init-from {self.out / 'best.pt'} and another --out"
             )
         for name, (before, now) in self.config.differences(state["settings"]).items():
             logger.warning("%s was %s and is now %s: the run goes on, but not as if never stopped", name, before, now)

@@ -9,6 +9,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from centermask.wording import counted
+
 
 @dataclass
 class BestSoFar:
@@ -47,8 +49,9 @@ class BestSoFar:
 
     def farewell(self, epoch: int, epochs: int) -> str:
         """What is said where a run ends early, after `epoch` of `epochs`."""
+        waited = counted(self.stale, "evaluation")
         return (
-            f"ends early, after epoch {epoch} of {epochs}: {self.stale} evaluations brought nothing better than "
+            f"ends early, after epoch {epoch} of {epochs}: {waited} brought nothing better than "
             f"{self.name} {self.value:.4f} of epoch {self.epoch} (--resume --patience 0 goes on to the last epoch)"
         )
 

@@ -18,6 +18,7 @@ from centermask.training.coco_reader import CocoFile, read_json
 from centermask.training.data import CocoDataset
 from centermask.training.progress import in_words
 from centermask.training.yolo import scaled
+from centermask.wording import counted
 
 CHOSEN = ("size", "batch_size", "epochs", "learning_rate", "warmup_steps", "freeze_stages", "patience")
 """The settings that are chosen."""
@@ -208,11 +209,12 @@ class Recipe:
 
     def text(self) -> str:
         """What is printed before a run."""
-        options = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in self.settings().items())
+        told = {name: value for name, value in self.settings().items() if value}  # what is off needs no word
+        options = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in told.items())
         lines = [
             f"chosen: {options}",
             *(f"  {reason}" for reason in self.reasons),
-            f"about {in_words(self.seconds)}, as an estimate; give any of these options to choose yourself",
+            f"takes {in_words(self.seconds)}, as an estimate; give any of these options to choose yourself",
         ]
         return "\n".join(lines)
 
@@ -318,7 +320,7 @@ def _epochs(facts: DataFacts, steps_an_epoch: int, seconds: float, minutes: floa
             f"epochs {epochs}: fewer than {_LEAST_STEPS} steps teach too little, so it takes longer than wanted",
         )
     if epochs == wanted:
-        return epochs, f"epochs {epochs}: more rarely helps with {facts.pictures} pictures"
+        return epochs, f"epochs {epochs}: more rarely helps with {counted(facts.pictures, 'picture')}"
     return epochs, f"epochs {epochs}: what fits into {minutes:.0f} minutes"
 
 
@@ -352,5 +354,5 @@ def _batch(facts: DataFacts, machine: Machine, size: int) -> tuple[int, str]:
         why = f"what {machine.memory / 2**30:.0f} GiB of the GPU hold" if most < 32 else "more gains nothing"
     few = 2 ** max(0, math.floor(math.log2(max(facts.pictures / 10, 1))))
     if few < most:
-        return max(few, 2), f"batch {max(few, 2)}: there are only {facts.pictures} pictures"
+        return max(few, 2), f"batch {max(few, 2)}: of only {counted(facts.pictures, 'picture')}"
     return most, f"batch {most}: {why}"
