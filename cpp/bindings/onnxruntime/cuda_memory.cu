@@ -93,9 +93,4 @@ void copy_to_device(const CudaStream& stream, void* device, const void* host, st
   check_cuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, handle_of(stream)), "cudaMemcpyAsync");
 }
 
-void copy_on_device(const CudaStream& stream, void* to, const void* from, std::size_t bytes) {
-  if (bytes == 0) return;
-  check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, handle_of(stream)), "cudaMemcpyAsync");
-}
-
 }  // namespace centermask::ort

@@ -32,6 +32,5 @@ class StreamMemory {
 // Copies bytes on a stream. To the host it waits until they are there.
 void copy_to_host(const CudaStream& stream, void* host, const void* device, std::size_t bytes);
 void copy_to_device(const CudaStream& stream, void* device, const void* host, std::size_t bytes);
-void copy_on_device(const CudaStream& stream, void* to, const void* from, std::size_t bytes);
 
 }  // namespace centermask::ort
