@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from centermask import __version__
+from centermask.wording import counted
 
 if TYPE_CHECKING:
     from centermask.predictor import Predictor
@@ -96,13 +97,14 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument(
         "--save-labels",
         choices=("coco", "yolo"),
-        help="write labels into DIR, to be corrected by hand: annotations.json (coco) or labels/*.txt (yolo)",
+        help="write labels into DIR, to be corrected by hand: annotations.json (coco) or labels/, images/ and "
+        "data.yaml (yolo)",
     )
     parser.set_defaults(run=_predict)
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from centermask import predict_files
+    from centermask import label_files, predict_files
 
     files, errors = predict_files.expand_inputs(options.inputs)
     names = None
@@ -113,14 +115,18 @@ def _predict(options: argparse.Namespace) -> int:
     if not files:
         return 2
     predictor = _predictor(options, options.score, options.max_instances)
+    print("\n".join(predict_files.introduction(options.model, predictor.info)), flush=True)
+    if not options.inputs and "person" not in predictor.info.class_names:
+        print("note: the sample photograph shows a person, which this model does not know", file=sys.stderr)
     out = Path(options.out)
-    sinks: list[predict_files.CocoSink | predict_files.YoloSink] = []
+    sinks: list[label_files.CocoSink | label_files.YoloSink] = []
+    base = label_files.common_folder(files)
     if options.coco:
-        sinks.append(predict_files.CocoSink(Path(options.coco), predictor.info))
+        sinks.append(label_files.CocoSink(Path(options.coco), predictor.info))
     if options.save_labels == "coco":
-        sinks.append(predict_files.CocoSink(out / "annotations.json", predictor.info, polygons=True))
+        sinks.append(label_files.CocoSink(out / "annotations.json", predictor.info, polygons=True, base=base))
     if options.save_labels == "yolo":
-        sinks.append(predict_files.YoloSink(out, predictor.info))
+        sinks.append(label_files.YoloSink(out, predictor.info, base=base))
     tally = predict_files.predict_files(predictor, files, out, sinks, names=names)
     for sink in sinks:
         for path in sink.close():
@@ -129,12 +135,13 @@ def _predict(options: argparse.Namespace) -> int:
     if tally.pictures:
         preprocess, network, masks = (1e3 * tally.steps / tally.pictures).tolist()
         print(
-            f"{tally.pictures} pictures, {tally.instances} instances; {preprocess + network + masks:.1f} ms each "
+            f"{counted(tally.pictures, 'picture')}, {counted(tally.instances, 'instance')}; "
+            f"{preprocess + network + masks:.1f} ms each "
             f"(preprocess {preprocess:.1f}, network {network:.1f}, masks {masks:.1f}); "
             f"peak memory {peak_memory() / 2**20:.0f} MiB"
         )
     if failed:
-        print(f"{failed} input{'s' if failed > 1 else ''} failed, named above", file=sys.stderr)
+        print(f"{counted(failed, 'input')} failed, named above", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -129,7 +130,7 @@ def evaluate_coco(
         )
         rows = [{**make(r, images, f"result {i}"), "score": float(r["score"])} for i, r in indexed]
         found = _index(index_type, ground_truth, rows)
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        with _silence():
             evaluation = evaluation_type(truth, found, "bbox" if iou_type == "bbox" else "segm")
             evaluation.params.maxDets = [max_dets]
             evaluation.evaluate()
@@ -154,6 +155,28 @@ def evaluate_coco(
     return {**summary, "curves": drawn} if curves else summary
 
 
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without the progress that pycocotools prints, and faster-coco-eval logs."""
+    logger = logging.getLogger("faster_coco_eval")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def require_evaluation() -> None:
+    """Says at the beginning what `evaluate_coco` would miss at the end of long work.
+
+    Raises:
+        ImportError: pycocotools is not installed; names the command that installs it.
+    """
+    _engine("boundary", "auto")
+
+
 def _engine(iou_type: IouType, engine: Engine) -> tuple[Any, Any]:
     """The classes of a data set and of an evaluation."""
     if engine not in ("auto", "pycocotools", "faster-coco-eval"):
@@ -173,7 +196,7 @@ def _engine(iou_type: IouType, engine: Engine) -> tuple[Any, Any]:
 
         from centermask.coco_boundary import BoundaryEvaluation
     except ImportError as error:
-        raise ImportError("evaluating needs pycocotools: pip install 'centermask[train]'") from error
+        raise ImportError("average precision needs the package pycocotools: pip install 'centermask[train]'") from error
     return COCO, BoundaryEvaluation if iou_type == "boundary" else COCOeval
 
 
@@ -296,13 +319,13 @@ def _rle(entry: Mapping[str, Any], images: Mapping[Any, Any], what: str) -> dict
 
 def _index(kind: Any, ground_truth: Mapping[str, Any], entries: list[dict[str, Any]]) -> Any:
     """A pycocotools data set. Ids count from 1: pycocotools takes a match with annotation 0 for no match."""
-    data_set = kind()
-    data_set.dataset = {
-        "images": [dict(image) for image in ground_truth["images"]],
-        "categories": [dict(category) for category in ground_truth["categories"]],
-        "annotations": [{"id": i + 1, **entry} for i, entry in enumerate(entries)],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _silence():
+        data_set = kind()
+        data_set.dataset = {
+            "images": [dict(image) for image in ground_truth["images"]],
+            "categories": [dict(category) for category in ground_truth["categories"]],
+            "annotations": [{"id": i + 1, **entry} for i, entry in enumerate(entries)],
+        }
         data_set.createIndex()
     return data_set
 

@@ -125,6 +125,11 @@ class ModelConfig:
         )
         return replace(config, **changes)
 
+    def differences(self, other: ModelConfig) -> str:
+        """Where another one differs, in words: `size 320, now 512; class_names ('cat',), now ('dog',)`."""
+        before, now = ({**values.pop("preprocess"), **values} for values in (asdict(self), asdict(other)))
+        return "; ".join(f"{name} {before[name]}, now {now[name]}" for name in before if before[name] != now[name])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, so that it survives JSON and `torch.load(weights_only=True)`."""
         result: dict[str, Any] = json.loads(json.dumps(asdict(self)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,16 +16,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from centermask import __version__
-from centermask.files import make_room, temporary_path, write_atomically, write_image
+from centermask.files import temporary_path, write_image
 from centermask.instances import Instances
+from centermask.label_files import CocoSink, Frame, YoloSink, free_path
 from centermask.metadata import ModelInfo
 from centermask.predictor import Predictor
 from centermask.preprocess import load_image
+from centermask.wording import counted
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 _WRITABLE = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+
+CLASSES_TOLD = 20
 
 _FAILURES = (ValueError, OSError, RuntimeError, MemoryError, cv2.error)
 """What one picture or video can bring about; the others are still to be done."""
@@ -67,120 +69,6 @@ def expand_inputs(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:
 
 def _is_media(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not path.name.startswith(".")
-
-
-class CocoSink:
-    """Collects results and writes one COCO file: images, categories, and annotations with `score`.
-
-    Args:
-        path: The file.
-        info: Of the model.
-        polygons: Masks as polygons, the form that COCO documents for single objects and the only one that every
-            labelling tool can edit. Holes are filled; without it masks are exact run lengths.
-    """
-
-    def __init__(self, path: Path, info: ModelInfo, *, polygons: bool = False) -> None:
-        self.path = path
-        self._polygons = polygons
-        make_room(path)
-        self._kept = 0, 0
-        self._document: dict[str, Any] = {
-            "info": {"description": f"predicted by centermask {__version__} with {info.name}"},
-            "licenses": [],
-            "images": [],
-            "categories": [
-                {"id": id_, "name": name} for id_, name in zip(info.category_ids, info.class_names, strict=True)
-            ],
-            "annotations": [],
-        }
-
-    def add(self, name: str, result: Instances, frame: int | None = None) -> None:
-        """Adds the instances of one picture, or of one frame of a video (then named `name#000012`)."""
-        name = name if frame is None else f"{name}#{frame:06d}"
-        images, annotations = self._document["images"], self._document["annotations"]
-        height, width = result.image_size
-        images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height})
-        if result.masks is None:
-            areas = (result.boxes[:, 2:] - result.boxes[:, :2]).prod(axis=1).tolist()
-        else:
-            areas = result.masks.areas.tolist()
-        for i, (annotation, area) in enumerate(zip(result.to_coco(len(images)), areas, strict=True)):
-            if self._polygons:
-                annotation["segmentation"] = _outer_rings(result, i)
-            annotations.append({"id": len(annotations) + 1, **annotation, "area": area, "iscrowd": 0})
-
-    def settle(self, done: bool) -> None:
-        """Ends a picture or video: keeps what was added for it, or takes it back if it failed."""
-        images, annotations = self._document["images"], self._document["annotations"]
-        if not done:
-            del images[self._kept[0] :], annotations[self._kept[1] :]
-        self._kept = len(images), len(annotations)
-
-    def close(self) -> list[Path]:
-        """Writes the file; returns what was written."""
-        write_atomically(self.path, json.dumps(self._document).encode())
-        return [self.path]
-
-
-class YoloSink:
-    """Writes YOLO-seg labels: `labels/<stem>.txt`, a line for each instance (`class x y x y ...`, fractions 0..1).
-
-    The stem is that of the picture, since YOLO finds labels by it; a frame of a video is `<stem>_000012`, and a second
-    picture of the same stem in one run `<stem>_2`.
-    The format has one ring for each line: of a mask in several parts the largest is written, holes are not.
-    """
-
-    def __init__(self, folder: Path, info: ModelInfo) -> None:
-        self.folder = folder
-        self._info = info
-        self._taken: set[Path] = set()
-        self._pending: dict[Path, bytes] = {}
-        (folder / "labels").mkdir(parents=True, exist_ok=True)
-
-    def add(self, name: str, result: Instances, frame: int | None = None) -> None:
-        """Adds the labels of one picture, or of one frame of a video."""
-        height, width = result.image_size
-        lines = []
-        for i, label in enumerate(result.labels.tolist()):
-            ring = _largest_ring(result, i)
-            if ring is not None:
-                numbers = " ".join(f"{value:.6f}" for value in (ring / (width, height)).clip(0, 1).ravel())
-                lines.append(f"{label} {numbers}\n")
-        stem = Path(name).stem if frame is None else f"{Path(name).stem}_{frame:06d}"
-        path = _free_path(self.folder / "labels" / f"{stem}.txt", self._taken)
-        self._pending[path] = "".join(lines).encode()
-
-    def settle(self, done: bool) -> None:
-        """Ends a picture or video: writes what was added for it, or drops it if it failed."""
-        pending, self._pending = self._pending, {}
-        if done:
-            for path, text in pending.items():
-                write_atomically(path, text)
-
-    def close(self) -> list[Path]:
-        """Writes `data.yaml` with the class names; returns what was written."""
-        names = "".join(f"  {i}: {json.dumps(name)}\n" for i, name in enumerate(self._info.class_names))
-        write_atomically(self.folder / "data.yaml", f"path: .\nnames:\n{names}".encode())
-        return [self.folder / "labels", self.folder / "data.yaml"]
-
-
-def _outer_rings(result: Instances, i: int) -> list[list[float]]:
-    """The outlines of a mask without its holes, flat; of an instance without mask, its box."""
-    if result.masks is None:
-        x0, y0, x1, y1 = result.boxes[i].tolist()
-        return [[x0, y0, x1, y0, x1, y1, x0, y1]]
-    # Outer rings run clockwise as seen: their signed area is positive.
-    rings = result.masks[i].polygons()[0]
-    outer = [ring for ring in rings if cv2.contourArea(np.asarray(ring, np.float32), oriented=True) > 0]
-    return [np.asarray(ring, np.float64).ravel().tolist() for ring in outer]
-
-
-def _largest_ring(result: Instances, i: int) -> NDArray[Any] | None:
-    if result.masks is None:
-        x0, y0, x1, y1 = result.boxes[i].tolist()
-        return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
-    rings = result.masks[i].polygons()[0]
-    return max(rings, key=lambda ring: abs(cv2.contourArea(np.asarray(ring, np.float32))), default=None)
 
 
 @dataclass
@@ -225,10 +113,10 @@ def predict_files(
         prefix = f"[{number}/{len(files)}] " if len(files) > 1 else ""
         try:
             if file.suffix.lower() in VIDEO_SUFFIXES:
-                target = _free_path(out / f"{file.stem}.mp4", taken)
+                target = free_path(out / f"{file.stem}.mp4", taken)
                 line = _predict_video(predictor, file, target, name, sinks, tally)
             else:
-                target = _free_path(out / (file.stem + _output_suffix(file)), taken)
+                target = free_path(out / (file.stem + _output_suffix(file)), taken)
                 line = _predict_picture(predictor, file, target, name, sinks, tally)
             for sink in sinks:
                 sink.settle(done=True)
@@ -256,16 +144,6 @@ def _output_suffix(file: Path) -> str:
     return file.suffix if file.suffix.lower() in _WRITABLE else ".png"
 
 
-def _free_path(path: Path, taken: set[Path]) -> Path:
-    """`path`, or a numbered one beside it if an input or an earlier output of this run has that name."""
-    candidate, number = path, 1
-    while candidate.resolve() in taken:
-        number += 1
-        candidate = path.with_stem(f"{path.stem}_{number}")
-    taken.add(candidate.resolve())
-    return candidate
-
-
 def _predict_picture(
     predictor: Predictor, file: Path, target: Path, name: str, sinks: list[CocoSink | YoloSink], tally: Tally
 ) -> str:
@@ -273,9 +151,17 @@ def _predict_picture(
     result = predictor(image)
     write_image(target, result.draw(image))
     for sink in sinks:
-        sink.add(name, result)
+        sink.add(name, result, file)
     tally.add(predictor, result)
     return f"{describe(result)} -> {target} ({predictor.timing.total * 1e3:.0f} ms)"
+
+
+def introduction(model: str, info: ModelInfo) -> list[str]:
+    """What a model can find: it knows nothing else, and sees its own classes even where there are none."""
+    names = ", ".join(info.class_names[:CLASSES_TOLD])
+    more = f" and {len(info.class_names) - CLASSES_TOLD} more" if len(info.class_names) > CLASSES_TOLD else ""
+    lines = [f"model {model}: finds {names}{more}"]
+    return [*lines, f"trained on: {info.training_data}"] if info.training_data else lines
 
 
 def describe(result: Instances) -> str:
@@ -299,14 +185,15 @@ def _predict_video(
             result = predictor(image)
             write(result.draw(image), rate)
             for sink in sinks:
-                sink.add(name, result, frames)
+                sink.add(name, result, Frame(frames, image))
             tally.add(predictor, result)
             frames, instances, seconds = frames + 1, instances + len(result), seconds + predictor.timing.total
             if sys.stderr.isatty():
                 print(f"\r{name}: frame {frames} of {expected or '?'}", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
-    return f"{frames} frames, {instances} instances -> {target} ({1e3 * seconds / frames:.0f} ms a frame)"
+    found = f"{counted(frames, 'frame')}, {counted(instances, 'instance')}"
+    return f"{found} -> {target} ({1e3 * seconds / frames:.0f} ms a frame)"
 
 
 def read_video(file: Path) -> Iterator[tuple[NDArray[np.uint8], float, int]]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from centermask.coco import require_evaluation
 from centermask.training.checkpoint import load_checkpoint
 from centermask.training.evaluate import evaluate_model
 from centermask.training.loop import Trainer
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="centermask train",
         description="Trains on COCO-style folders, evaluates as it goes, writes OUT/best.pt and OUT/last.pt.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("data", nargs="+", metavar="DATA", help=_help("data"), default=argparse.SUPPRESS)
     hints = typing.get_type_hints(TrainConfig)
@@ -45,6 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
     text = f"choose what is not given of {options} by the data and the machine (default; --resume keeps the saved ones)"
     parser.add_argument("--auto", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
     return parser
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults but for those that say nothing: None, and empty text or lists."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, "", ()) else super()._get_help_string(action)
 
 
 def _help(name: str) -> str:
@@ -126,9 +134,16 @@ def _chosen(config: TrainConfig, given: Mapping[str, Any]) -> tuple[TrainConfig,
     if not facts.pictures:  # the trainer tells why
         return config, ""
     processes = int(os.environ.get("WORLD_SIZE", config.devices))
-    recipe = choose(facts, Machine.here(config.accelerator), given=given, processes=processes)
-    text = recipe.text() + ", or --no-auto for fixed defaults"
     backbone = config.model.split("-")[0]
+    recipe = choose(
+        facts,
+        Machine.here(config.accelerator),
+        given=given,
+        processes=processes,
+        eval_every=config.eval_every if config.val_split else 0,
+        freezable=backbone == "lite0" and (config.pretrained or bool(config.init_from)),
+    )
+    text = recipe.text() + ", or --no-auto for fixed defaults"
     if backbone != "lite0":
         text += f"\ntime and memory are known for lite0; if {backbone} does not fit, give a smaller --batch-size"
     return dataclasses.replace(config, **recipe.settings()), text
@@ -138,6 +153,8 @@ def run(arguments: Sequence[str]) -> int:
     """Trains; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config, text = configure(arguments)
+    if config.val_split:
+        require_evaluation()
     if text and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         print(text, flush=True)
     trainer = Trainer(config, evaluate_model)

@@ -19,6 +19,8 @@ import tiny_model
 
 from centermask import doctor, predict_files
 from centermask.cli import build_parser, main, peak_memory, sample_picture
+from centermask.config import ModelConfig
+from centermask.metadata import ModelInfo
 from centermask.predict_files import expand_inputs
 
 BLOBS = [("red", 62.0, 70.0, 30.0), ("green", 238.0, 120.0, 35.0)]
@@ -147,7 +149,7 @@ def test_score_and_max_instances(model: str, folder: Path, tmp_path: Path, capsy
     main([*arguments, "--score", "0.99"])
     assert "nothing found" in capsys.readouterr().out
     main([*arguments, "--max-instances", "1"])
-    assert "1 instances" in capsys.readouterr().out
+    assert "1 instance;" in capsys.readouterr().out
 
 
 def test_coco_file_is_a_document_that_tools_import(model: str, folder: Path, tmp_path: Path) -> None:
@@ -163,6 +165,23 @@ def test_coco_file_is_a_document_that_tools_import(model: str, folder: Path, tmp
     coco = pytest.importorskip("pycocotools.coco").COCO(str(target))
     for row in document["annotations"]:
         assert coco.annToMask(row).sum() == row["area"]
+
+
+def test_what_the_model_knows_is_said_first(
+    model: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(folder), "-m", model, "-o", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"model {model}: finds red, green")
+    assert "sample" not in said.err
+    assert main(["predict", "-m", model, "-o", str(tmp_path / "sample")]) == 0
+    assert "shows a person, which this model does not know" in capsys.readouterr().err
+    info = ModelInfo.from_config(
+        ModelConfig(class_names=tuple(f"c{n}" for n in range(23)), category_ids=tuple(range(23))), training_data="dust"
+    )
+    first, second = predict_files.introduction("m.onnx", info)
+    assert first.endswith("c18, c19 and 3 more")
+    assert second == "trained on: dust"
 
 
 def test_yolo_labels(model: str, folder: Path, tmp_path: Path) -> None:
@@ -185,11 +204,18 @@ def test_yolo_labels_of_frames_and_of_equal_stems_do_not_replace_each_other(
     model: str, folder: Path, tmp_path: Path
 ) -> None:
     (folder / "sub").mkdir()
-    cv2.imwrite(str(folder / "sub" / "1.png"), tiny_model.picture(64, 64, []))
-    inputs = [str(make_video(tmp_path / "clip.avi", 3)), str(folder / "1.png"), str(folder / "sub" / "1.png")]
+    for name in ("1.jpg", "sub/1.png"):
+        cv2.imwrite(str(folder / name), tiny_model.picture(64, 64, []))
+    inputs = [
+        str(make_video(folder / "clip.avi", 3)),
+        *(str(folder / name) for name in ("1.png", "1.jpg", "sub/1.png")),
+    ]
     assert main(["predict", *inputs, "-m", model, "-o", str(tmp_path / "out"), "--save-labels", "yolo"]) == 0
     assert names_in(tmp_path / "out" / "labels") == [
-        "1.txt", "1_2.txt", "clip_000000.txt", "clip_000001.txt", "clip_000002.txt"
+        "1.txt", "1_2.txt", "clip_000000.txt", "clip_000001.txt", "clip_000002.txt", "sub/1.txt"
+    ]  # fmt: skip
+    assert names_in(tmp_path / "out" / "images") == [
+        "1.png", "1_2.jpg", "clip_000000.jpg", "clip_000001.jpg", "clip_000002.jpg", "sub/1.png"
     ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -213,11 +214,22 @@ def test_every_form_of_segmentation() -> None:
     assert "mask_ap" not in summary
 
 
-def test_nothing_is_printed_and_nothing_is_changed(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("engine", ["auto", "pycocotools"])
+def test_nothing_is_printed_or_logged_and_nothing_is_changed(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, engine: Any
+) -> None:
     ground_truth, results = random_case(9)
     before = json.dumps([ground_truth, results])
-    evaluate_coco(ground_truth, results)
+    other = logging.getLogger("faster_coco_eval")
+    other.setLevel(logging.DEBUG)
+    try:
+        with caplog.at_level(logging.DEBUG):
+            evaluate_coco(ground_truth, results, engine=engine)
+        assert other.level == logging.DEBUG, "what the caller wants to see elsewhere stays"
+    finally:
+        other.setLevel(logging.NOTSET)
     assert capsys.readouterr().out == ""
+    assert not caplog.records
     assert json.dumps([ground_truth, results]) == before
 
 

@@ -227,7 +227,7 @@ def test_bad_pictures_are_named_and_the_rest_goes_on(tmp_path, caplog):
     assert "image id 1 is given twice" in text
     assert text.count("an image row needs id and file_name") == 2
     assert len(data.problems) == 8
-    assert caplog.text.count("not usable as they are") == 1, "one summary, not a line for each"
+    assert caplog.text.count("not usable as it is") == 1, "one summary, not a line for each"
 
 
 def test_a_picture_too_large_for_pil_is_named_and_the_rest_goes_on(tmp_path, monkeypatch):
@@ -260,7 +260,7 @@ def test_many_problems_are_summed_up(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load_datasets([coco_folder(tmp_path / "a", 1, rows)], "train")
     assert "50 items" in caplog.text
-    assert "and 40 more in 1 files" in caplog.text
+    assert "and 40 more in 1 file" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +21,8 @@ import tiny_model
 
 from centermask import Instances, Predictor, ops
 from centermask.cli import main
+from centermask.label_files import CocoSink
 from centermask.metadata import ModelInfo
-from centermask.predict_files import CocoSink
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -81,12 +82,20 @@ def test_a_track_keeps_its_number(predictor: Predictor) -> None:
 
 
 def check_documented_form(document: dict[str, Any]) -> None:
-    """COCO's own format page: what CVAT, Label Studio and FiftyOne say that they import."""
+    """What COCO's format page asks for, and what labelling tools do with it.
+
+    CVAT (docs.cvat.ai, "MS COCO Object Detection"): one JSON file; polygons, and the rectangle only where
+    `segmentation` is empty; pictures are found by `file_name` in the task. Label Studio (label_studio_sdk.converter):
+    a task for each row of `images`, a region for each ring; no run lengths. FiftyOne (COCODetectionDataset): pictures
+    by `file_name` below `data_path`; the mask is cut to `bbox`; `score` becomes the confidence.
+    """
     assert {"info", "licenses", "images", "annotations", "categories"} <= set(document)
     sizes = {}
     for row in document["images"]:
         assert isinstance(row["id"], int)
         assert isinstance(row["file_name"], str)
+        assert not Path(row["file_name"]).is_absolute()
+        assert ".." not in Path(row["file_name"]).parts
         sizes[row["id"]] = (row["height"], row["width"])
         assert all(isinstance(side, int) for side in sizes[row["id"]])
     ids = {row["id"] for row in document["categories"]}
@@ -105,8 +114,10 @@ def check_documented_form(document: dict[str, Any]) -> None:
             assert all(isinstance(value, float) for value in ring)
             assert 0 <= min(ring[0::2]) <= max(ring[0::2]) <= width
             assert 0 <= min(ring[1::2]) <= max(ring[1::2]) <= height
-        assert len(row["bbox"]) == 4
+        xs, ys = ([value for ring in row["segmentation"] for value in ring[axis::2]] for axis in (0, 1))
+        assert row["bbox"] == [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
         assert row["area"] > 0
+        assert 0 < row["score"] <= 1
 
 
 def test_labels_for_correction_have_the_documented_form(tmp_path: Path) -> None:
@@ -117,11 +128,13 @@ def test_labels_for_correction_have_the_documented_form(tmp_path: Path) -> None:
     assert main(["predict", str(folder), "-m", model, "-o", str(tmp_path / "out"), "--save-labels", "coco"]) == 0
     document = json.loads((tmp_path / "out" / "annotations.json").read_text())
     assert document["annotations"]
+    assert [row["file_name"] for row in document["images"]] == ["a.png"]
     check_documented_form(document)
 
 
-def test_polygons_are_the_masks_but_for_holes(tmp_path: Path) -> None:
+def test_polygons_are_the_masks_but_for_holes_and_crumbs(tmp_path: Path) -> None:
     mask = np.zeros((40, 60), np.uint8)
+    mask[1:3, 1:4] = 1  # less than a hundredth of the 750 pixels below
     mask[5:30, 5:35] = 1
     mask[10:20, 10:20] = 0
     mask[32:38, 45:58] = 1
@@ -138,8 +151,122 @@ def test_polygons_are_the_masks_but_for_holes(tmp_path: Path) -> None:
     (row,) = document["annotations"]
     filled = mask.copy()
     filled[10:20, 10:20] = 1
+    filled[:4, :5] = 0
     np.testing.assert_array_equal(ops.rle_decode(ops.rle_from_polygons(row["segmentation"], 40, 60)), filled)
     assert row["area"] == mask.sum()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two folders with a picture of the same name; one of them lies on its side and says so (EXIF)."""
+    image = pytest.importorskip("PIL.Image")
+    root = tmp_path / "shots"
+    for part in ("a", "b"):
+        (root / part).mkdir(parents=True)
+    cv2.imwrite(str(root / "a" / "1.png"), tiny_model.picture(200, 320, [("red", 62.0, 70.0, 30.0)]))
+    cv2.imwrite(str(root / "a" / "none.png"), tiny_model.picture(64, 96, []))
+    upright = tiny_model.picture(200, 320, [("green", 238.0, 130.0, 32.0), ("red", 62.0, 62.0, 30.0)])
+    exif = image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise when shown
+    stored = np.ascontiguousarray(np.rot90(upright)[:, :, ::-1])
+    image.fromarray(stored).save(root / "b" / "1.jpg", quality=100, subsampling=0, exif=exif)
+    return root
+
+
+def found_in(predictor: Predictor, dataset: Any) -> list[tuple[str, list[tuple[str, np.ndarray]]]]:
+    """What a model finds in the pictures of a data set: file name, then names and masks."""
+    rows = []
+    for number, record in enumerate(dataset.records):
+        result = predictor(dataset.image(number), color="rgb")
+        assert result.masks is not None
+        rows.append((record.path.name, list(zip(result.names, result.masks.bitmaps(), strict=True))))
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["yolo", "coco"])
+def test_labels_are_read_back_as_the_masks_that_were_found(
+    predictor: Predictor, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    pytest.importorskip("PIL")
+    from centermask.training.data import load_datasets
+    from centermask.validate.run import validate
+
+    out, inputs = tmp_path / "labels", [str(pictures / "a"), str(pictures / "b")]
+    model = str(tiny_model.write(tmp_path / "tiny.onnx"))
+    assert main(["predict", *inputs, "-m", model, "-o", str(out), "--save-labels", kind]) == 0
+    split = "train"
+    if kind == "coco":
+        # Names are relative to the folder that holds all pictures, where labelling tools look for them.
+        split = "annotations"
+        (out / "annotations.json").rename(pictures / "annotations.json")
+        out = pictures
+    dataset = load_datasets([out], split)
+    assert not dataset.problems
+    assert len(dataset) == 3
+    found = found_in(predictor, dataset)
+    assert [[name for name, _ in objects] for _, objects in found] == [["red"], [], ["green", "red"]]
+    for record, (_, objects) in zip(dataset.records, found, strict=True):
+        assert [dataset.class_names[item.label] for item in record.annotations] == [name for name, _ in objects]
+        for item, (_, mask) in zip(record.annotations, objects, strict=True):
+            rings = [ring.ravel().tolist() for ring in item.rings]
+            read = ops.rle_decode(ops.rle_from_polygons(rings, record.height, record.width)).astype(bool)
+            # Outlines run through pixel corners: written as fractions with six digits they may lose a pixel there.
+            assert (read != mask).sum() <= 2
+    if kind == "yolo":
+        assert sorted(str(path.relative_to(out)) for path in out.glob("images/*/*")) == [
+            "images/a/1.png", "images/a/none.png", "images/b/1.jpg",
+        ]  # fmt: skip
+        assert validate(out).exit_code == 0
+
+
+def test_labels_of_a_second_run_and_of_the_data_set_itself(pictures: Path, tmp_path: Path, capsys) -> None:
+    model = str(tiny_model.write(tmp_path / "tiny.onnx"))
+    arguments = ["predict", str(pictures / "a"), "-m", model, "--save-labels", "yolo", "-o"]
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert main([*arguments, str(out)]) == 0
+    assert sorted(path.name for path in (out / "images").iterdir()) == ["1.png", "none.png"]
+    # Pictures that lie where the labels' data set has them stay what they are.
+    data = tmp_path / "data"
+    shutil.copytree(pictures / "a", data / "images")
+    before = (data / "images" / "1.png").read_bytes()
+    assert main(["predict", str(data / "images"), "-m", model, "--save-labels", "yolo", "-o", str(data)]) == 0
+    assert (data / "images" / "1.png").read_bytes() == before
+    assert not (data / "images" / "1.png").is_symlink()
+    # Another picture of that name is not written over.
+    (out / "images" / "1.png").unlink()
+    (out / "images" / "1.png").write_bytes(b"precious")
+    assert main([*arguments, str(out)]) == 1
+    assert "is there already and is not" in capsys.readouterr().err
+    assert (out / "images" / "1.png").read_bytes() == b"precious"
+
+
+def test_pictures_are_copied_where_there_are_no_links(pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    model = str(tiny_model.write(tmp_path / "tiny.onnx"))
+    arguments = ["predict", str(pictures / "a"), "-m", model, "--save-labels", "yolo", "-o", str(tmp_path / "out")]
+    for _ in range(2):
+        assert main(arguments) == 0
+    copy = tmp_path / "out" / "images" / "1.png"
+    assert copy.read_bytes() == (pictures / "a" / "1.png").read_bytes()
+
+
+def test_frames_of_a_video_become_pictures_with_labels(predictor: Predictor, tmp_path: Path) -> None:
+    from centermask.training.data import load_datasets
+
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (320, 200))
+    for n in range(2):
+        writer.write(tiny_model.picture(200, 320, [("red", 62.0 + 9 * n, 62.0, 30.0)]))
+    writer.release()
+    model, out = str(tiny_model.write(tmp_path / "tiny.onnx")), tmp_path / "out"
+    assert main(["predict", str(tmp_path / "clip.avi"), "-m", model, "-o", str(out), "--save-labels", "yolo"]) == 0
+    dataset = load_datasets([out], "train")
+    assert [record.path.name for record in dataset.records] == ["clip_000000.jpg", "clip_000001.jpg"]
+    assert [[item.label for item in record.annotations] for record in dataset.records] == [[0], [0]]
+    assert dataset.image(1).shape == (200, 320, 3)
 
 
 def tiny_config() -> Any:

@@ -171,7 +171,7 @@ def test_a_missing_val_split_is_held_out_reproducibly_and_said(
     folder = hundred(tmp_path / "a")
     with caplog.at_level(logging.WARNING):
         train = load_datasets([folder], "train", make_val=True)
-    assert "no val split: 16 of its 100 pictures are held out as val" in caplog.text
+    assert "no val split: 16 of its 100 pictures held out as val" in caplog.text
     val = load_datasets([folder], "val", make_val=True)
     parts = [{record.path.name for record in data.records} for data in (train, val)]
     assert len(parts[0]) == 84, "15, and one of the rare class that was not among them"

@@ -25,9 +25,12 @@ def test_a_hundred_photographs_on_a_laptop_fit_into_the_time() -> None:
     assert (recipe.size, recipe.batch_size) == (320, 8)
     assert recipe.epochs * math.ceil(100 / recipe.batch_size) >= 300
     assert recipe.seconds <= 40 * 60
-    assert "about" in recipe.text()
+    assert "takes 4" in recipe.text()
+    assert "--freeze-stages 2" in recipe.text()
+    assert "--patience" not in recipe.text()
     assert "--size 320" in recipe.text()
-    assert len(recipe.reasons) == 5
+    assert len(recipe.reasons) == 6, "without evaluations there is nothing to be patient with"
+    assert recipe.freeze_stages == 2
 
 
 @pytest.mark.parametrize("pictures", [1, 3, 20, 452, 5_000, 118_000])
@@ -61,7 +64,7 @@ def test_measured_times_and_the_wish_decide_the_epochs() -> None:
     slow = choose(PHOTOS, LAPTOP, picture_seconds=lambda _: 1.0)
     fast = choose(PHOTOS, LAPTOP, picture_seconds=lambda _: 0.01)
     assert slow.epochs == 24, "the fewest steps, 300"
-    assert fast.epochs == 150
+    assert fast.epochs == 300
     assert choose(PHOTOS, LAPTOP, minutes=30).epochs < choose(PHOTOS, LAPTOP, minutes=60).epochs
     assert estimated_seconds(Machine(False, 4, 0))(320) < estimated_seconds(LAPTOP)(320)
     with pytest.raises(ValueError, match="no pictures"):
@@ -80,12 +83,31 @@ def test_given_settings_stand_and_the_others_are_chosen_to_go_with_them() -> Non
     free = choose(PHOTOS, LAPTOP)
     recipe = choose(PHOTOS, LAPTOP, given={"size": 64, "batch_size": 5})
     assert (recipe.size, recipe.batch_size) == (64, 5)
-    assert set(recipe.settings()) == {"epochs", "learning_rate", "warmup_steps"}
+    assert set(recipe.settings()) == {"epochs", "learning_rate", "warmup_steps", "freeze_stages", "patience"}
     assert "--size" not in recipe.text()
-    assert len(recipe.reasons) == 3
+    assert len(recipe.reasons) == 4
     assert recipe.epochs > free.epochs, "smaller pictures take less time"
     assert choose(PHOTOS, LAPTOP, given={"epochs": 2}).seconds < free.seconds
     assert choose(PHOTOS, LAPTOP, given={"epochs": 2}).warmup_steps == 10
+
+
+def test_stages_are_frozen_on_a_cpu_where_that_is_possible_and_save_time() -> None:
+    frozen, whole = choose(PHOTOS, LAPTOP), choose(PHOTOS, LAPTOP, freezable=False)
+    assert (frozen.freeze_stages, whole.freeze_stages) == (2, 0)
+    assert frozen.epochs > whole.epochs
+    assert frozen.seconds / frozen.epochs < 0.8 * whole.seconds / whole.epochs
+    assert not any("frozen" in reason for reason in whole.reasons)
+    assert choose(PHOTOS, GPU).freeze_stages == 0
+    given = choose(PHOTOS, LAPTOP, given={"freeze_stages": 0})
+    assert (given.freeze_stages, given.epochs) == (0, whole.epochs)
+
+
+@pytest.mark.parametrize(("epochs", "eval_every", "patience"), [(219, 5, 15), (32, 5, 5), (1, 5, 5), (60, 0, 0)])
+def test_patience_is_a_third_of_the_evaluations(epochs: int, eval_every: int, patience: int) -> None:
+    recipe = choose(PHOTOS, LAPTOP, given={"epochs": epochs}, eval_every=eval_every)
+    assert recipe.patience == patience
+    assert any("ends early" in reason for reason in recipe.reasons) == (patience > 0)
+    assert choose(PHOTOS, LAPTOP, given={"patience": 0}, eval_every=5).settings().get("patience") is None
 
 
 @pytest.mark.parametrize(("processes", "batch"), [(2, 32), (3, 33), (64, 64)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from typing import Literal
 
 import pytest
@@ -34,6 +35,45 @@ def parse(*arguments: str) -> TrainConfig:
 def test_defaults_are_those_of_the_dataclass() -> None:
     assert parse("a", "b") == TrainConfig(data=("a", "b"))
     assert train_cli.configure(["a", "b", "--no-auto"]) == (TrainConfig(data=("a", "b")), "")
+
+
+def test_the_help_shows_defaults_that_say_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = train_cli.build_parser().format_help()
+    for shown in (
+        "(default: runs/train)",
+        "(default: 0.998)",
+        "(default: chosen; 512 with --no-auto)",
+        "(default: True)",
+    ):
+        assert shown in text
+    for empty in ("(default: None)", "(default: ())", "(default: )", "SUPPRESS"):
+        assert empty not in text
+
+
+def test_what_evaluation_needs_is_said_before_the_work(
+    tmp_path, data: str, laptop: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    out = tmp_path / "out"
+    assert main(["train", data, "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert "needs the package pycocotools: pip install 'centermask[train]'" in said.err
+    assert not out.exists()
+    # Not even the model is looked for.
+    assert main(["eval", str(tmp_path / "no_model.pt"), data]) == 2
+    assert "pip install 'centermask[train]'" in capsys.readouterr().err
+
+    class Reached(RuntimeError):
+        pass
+
+    def reach(*_: object) -> None:
+        raise Reached("the trainer")
+
+    monkeypatch.setattr(train_cli, "Trainer", reach)
+    assert main(["train", data, "--out", str(out), "--val-split", ""]) == 2
+    assert "the trainer" in capsys.readouterr().err, "nobody asked for an evaluation"
 
 
 def test_every_field_has_an_option() -> None:
@@ -98,7 +138,10 @@ def test_wrong_settings_and_missing_data_exit_with_2(tmp_path, capsys: pytest.Ca
     assert "nowhere" in capsys.readouterr().err
 
 
-GIVEN = ("--size", "96", "--batch-size", "3", "--epochs", "4", "--learning-rate", "0.02", "--warmup-steps", "7")
+GIVEN = (
+    "--size", "96", "--batch-size", "3", "--epochs", "4", "--learning-rate", "0.02", "--warmup-steps", "7",
+    "--freeze-stages", "1", "--patience", "6",
+)  # fmt: skip
 """Each of the options that are chosen where they are missing."""
 
 
@@ -138,13 +181,13 @@ def test_what_is_chosen_reaches_the_trainer_and_is_said_before_it_starts(
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert main(["train", data, "--out", str(tmp_path / "out"), "--seed", "5"]) == 0
     ((config, said),) = trained
-    recipe = choose(DataFacts(6, 40.0, 0.62), laptop)
+    recipe = choose(DataFacts(6, 40.0, 0.62), laptop, eval_every=TrainConfig().eval_every)
     assert chosen_of(config) == recipe.settings()
     assert chosen_of(config) != chosen_of(TrainConfig())
     assert config.seed == 5
     assert f"--size {config.size} --batch-size {config.batch_size} --epochs {config.epochs}" in said
     assert all(reason in said for reason in recipe.reasons)
-    assert "about" in said
+    assert "takes" in said
     assert "--no-auto" in said
     monkeypatch.setenv("RANK", "1")
     assert main(["train", data, "--out", str(tmp_path / "out")]) == 0
@@ -172,7 +215,10 @@ def test_a_default_that_is_given_counts_as_given(tmp_path, data: str, laptop: Ma
 
 def test_resume_keeps_what_the_run_began_with(tmp_path, data: str, laptop: Machine) -> None:
     out = tmp_path / "out"
-    began = {"size": 128, "batch_size": 2, "epochs": 9, "learning_rate": 0.003, "warmup_steps": 11, "seed": 4}
+    began = {
+        "size": 128, "batch_size": 2, "epochs": 9, "learning_rate": 0.003, "warmup_steps": 11, "freeze_stages": 1,
+        "patience": 3, "seed": 4,
+    }  # fmt: skip
     model = ModelConfig(class_names=("cat",), category_ids=(1,))
     save_checkpoint(out / "last.pt", Checkpoint(model, {}, {"settings": began}))
     config, text = train_cli.configure([data, "--out", str(out), "--resume", "--epochs", "12"])
@@ -200,6 +246,18 @@ def test_nothing_is_chosen_where_the_trainer_refuses(
     empty = coco_folder(tmp_path / "empty", 0, [])
     assert main(["train", str(empty), "--out", str(tmp_path / "o"), "--val-split", "", "--accelerator", "cpu"]) == 2
     assert "no usable picture" in capsys.readouterr().err
+
+
+def test_stages_are_frozen_only_where_they_have_learned_something(tmp_path, data: str, laptop: Machine) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    for arguments, stages in (
+        ([], 2),
+        (["--no-pretrained"], 0),
+        (["--no-pretrained", "--init-from", "some.pt"], 2),
+        (["--model", "resnet18-conv-dynamic"], 0),  # which stages other backbones show is not known here
+    ):
+        assert train_cli.configure([data, *out, *arguments])[0].freeze_stages == stages, arguments
+    assert train_cli.configure([data, *out, "--val-split", ""])[0].patience == 0
 
 
 def test_a_larger_backbone_is_warned_about(tmp_path, data: str, laptop: Machine) -> None:

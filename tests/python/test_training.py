@@ -20,9 +20,9 @@ from centermask.config import ModelConfig, PreprocessConfig
 from centermask.nn.model import CenterMask
 from centermask.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from centermask.training.evaluate import evaluate_model
-from centermask.training.loop import Trainer, freeze_backbone, learning_rate_factor
+from centermask.training.loop import Trainer
 from centermask.training.objective import Objective
-from centermask.training.optimizer import parameter_groups
+from centermask.training.optimizer import freeze_backbone, learning_rate_factor, parameter_groups
 from centermask.training.settings import TrainConfig
 
 TINY = "test_efficientnet"
@@ -85,7 +85,7 @@ def weights_of(path):
     ("variant", "schedule", "extras"),
     [
         ("conv-dynamic", "cosine", {"aux_weight": 1.0, "mosaic": 0.5, "copy_paste": 0.5, "rotation": 10.0}),
-        ("dcn-shape", "step", {}),
+        ("dcn-shape", "step", {"multi_scale": 0.5}),
     ],
 )
 def test_a_stopped_run_goes_on_exactly(settings, tmp_path, variant, schedule, extras, caplog):
@@ -149,8 +149,12 @@ def test_what_changed_since_the_start_is_said(settings, caplog):
         Recorded(replace(settings, resume=True, learning_rate=2e-3, eval_every=9), None)
     assert "learning_rate was 0.001 and is now 0.002" in caplog.text
     assert "eval_every" not in caplog.text
-    with pytest.raises(ValueError, match="other classes or sizes"):
+    with pytest.raises(
+        ValueError, match=r"last\.pt has size 64, now 96: a run goes on as it began.*--init-from .*best\.pt"
+    ):
         Trainer(replace(settings, resume=True, size=96))
+    with pytest.raises(ValueError, match=r"neck conv, now dcn"):
+        Trainer(replace(settings, resume=True, neck="dcn"))
     with pytest.raises(ValueError, match="holds a run already"):
         Trainer(settings)
     save_checkpoint(f"{settings.out}/last.pt", load_checkpoint(f"{settings.out}/last.pt").__class__(tiny().config, {}))

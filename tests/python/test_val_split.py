@@ -32,7 +32,7 @@ def test_a_run_holds_out_what_it_is_judged_on_and_says_so(tmp_path: Path, caplog
     folder = shapes_folder(tmp_path / "shapes", pictures=8)
     with caplog.at_level(logging.WARNING):
         trainer = Trainer(config(folder, tmp_path / "run"), lambda model, data: {"mask_ap": 0.0})
-    assert "no val split: 1 of its 8 pictures are held out as val" in caplog.text
+    assert "no val split: 1 of its 8 pictures held out as val" in caplog.text
     assert trainer.val is not None
     names = [{record.path.name for record in data.records} for data in (trainer.data, trainer.val)]
     assert [len(part) for part in names] == [7, 1]

@@ -14,6 +14,7 @@ import pytest
 
 from centermask.cli import main
 from centermask.training.layouts import DataError
+from centermask.validate.findings import KINDS
 from centermask.validate.run import validate
 from centermask.validate.sizes import SizeTally
 
@@ -206,6 +207,57 @@ def test_small_and_colliding_objects(tmp_path: Path) -> None:
     crowded = SizeTally()
     crowded.add(np.tile([[5.0, 5, 1, 1]], (9, 1)), np.zeros(9, np.int64), 64, 64)
     assert crowded.collisions[1024] == 8
+
+
+def test_rare_classes_and_objects_below_a_cell(tmp_path: Path) -> None:
+    root, document = clean(tmp_path / "a")
+    document["categories"].append({"id": 3, "name": "owl"})
+    document["annotations"] += [
+        annotation(
+            id=1000 + n, category_id=3, bbox=[5.0 + 9 * n, 60, 2, 2], segmentation=[rectangle(5 + 9 * n, 60, 2, 2)]
+        )
+        for n in range(9)
+    ]
+    (root / "train.json").write_text(json.dumps(document))
+    (root / "val.json").write_text(
+        json.dumps(json.loads((root / "val.json").read_text()) | {"categories": document["categories"]})
+    )
+    report = validate(root, size=256)
+    assert findings(report, "class-balance") == [("train.json", None)]
+    assert report.findings.kept["class-balance"][0].detail == "class 'owl' has only 9 objects"
+    # Two pixels of a picture of 120 are 4.3 of 256 pixels: more than a cell of 4. Of one of 512 it is one.
+    assert "stride-small" not in report.findings.counts
+    (root / "images" / "train_0.png").unlink()
+    large = np.zeros((384, 512, 3), np.uint8)
+    cv2.imwrite(str(root / "images" / "train_0.png"), large)
+    document["images"][0] |= {"width": 512, "height": 384}
+    (root / "train.json").write_text(json.dumps(document))
+    (finding,) = validate(root, size=256).findings.kept["stride-small"]
+    assert finding.file.endswith("train.json")
+    assert "at input size 256, 17 of " in finding.detail, "and the eight of 6x4 pixels in that picture"
+    assert "are smaller than one cell" in finding.detail
+
+
+def rectangle(x: float, y: float, width: float, height: float) -> list[float]:
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
+def test_splits_without_pictures_or_objects(tmp_path: Path) -> None:
+    root, document = clean(tmp_path / "a")
+    (root / "train.json").write_text(json.dumps(document | {"annotations": []}))
+    val = json.loads((root / "val.json").read_text())
+    for row in val["images"]:
+        (root / "images" / row["file_name"]).unlink()
+    report = validate(root)
+    assert findings(report, "split-unlabelled") == [("train.json", None)]
+    assert findings(report, "split-empty") == [("val.json", None)]
+    assert report.exit_code == 1
+
+
+def test_every_kind_of_defect_is_planted_here_or_beside() -> None:
+    here = Path(__file__)
+    text = "".join(path.read_text() for path in here.parent.glob("test_validate*.py"))
+    assert [kind for kind in KINDS if f'"{kind}"' not in text] == []
 
 
 # ---- layouts, files, the command ---------------------------------------------------------------------------------

@@ -31,19 +31,19 @@ _library.define(
 )
 
 
-@torch.library.register_fake("centermask_export::decode_centers")
+@torch.library.register_fake("centermask_export::decode_centers")  # type: ignore[untyped-decorator]
 def _(heatmap: Tensor, top_k: int, score_threshold: float) -> tuple[Tensor, ...]:
     batch = heatmap.shape[0]
     rows = heatmap.new_empty((batch, top_k), dtype=torch.int64)
     return heatmap.new_empty((batch, top_k), dtype=torch.float32), rows, rows.clone(), rows.new_empty((batch,))
 
 
-@torch.library.register_fake("centermask_export::gather_patches")
+@torch.library.register_fake("centermask_export::gather_patches")  # type: ignore[untyped-decorator]
 def _(features: Tensor, index: Tensor) -> Tensor:
     return features.new_empty((index.shape[0], index.shape[1], features.shape[1] * 9))
 
 
-@torch.library.register_fake("centermask_export::assemble_masks")
+@torch.library.register_fake("centermask_export::assemble_masks")  # type: ignore[untyped-decorator]
 def _(mask_features: Tensor, mask_params: Tensor, boxes: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     runs = torch.library.get_ctx().new_dynamic_size()
     offsets = boxes.new_empty((boxes.shape[0] * boxes.shape[1] + 1,), dtype=torch.int64)
@@ -214,7 +214,8 @@ def _decomposed_deform_conv2d(
     def places(axis: int, count: Any, kernel: int) -> tuple[Any, Any]:
         """Where each tap (of this axis) and each output cell lie without an offset, in input pixels."""
         start, step = numbers(0.0), numbers(1.0)
-        scalar = op.Squeeze(op.Cast(count, to=onnx.TensorProto.FLOAT))
+        real: Any = op.Cast(count, to=onnx.TensorProto.FLOAT)
+        scalar = op.Squeeze(real)
         cells = op.Range(op.Squeeze(start), scalar, op.Squeeze(step))
         cells = op.Sub(op.Mul(cells, numbers(float(stride[axis]))), numbers(float(padding[axis])))
         return numbers(*(float(dilation[axis] * i) for i in range(kernel))), cells

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from centermask import ops, webpage
 from centermask.report.analysis import BINS, IOU, Analysis, Case, rle_of
 from centermask.report.evidence import Evidence
+from centermask.wording import counted
 
 _CASE_SIDE = 220
 _GREEN = (80, 220, 60)
@@ -39,7 +40,7 @@ def _body(values: Mapping[str, Any], analysis: Analysis, evidence: Evidence, not
     kinds = [(kind, name) for kind, name in _KINDS if f"{kind}_ap" in values]
     yield webpage.heading(1, evidence.title)
     objects = sum(row["instances"] for row in values["per_class"].values())
-    yield webpage.paragraph(f"{values['images']} pictures, {objects} labelled objects", "lead")
+    yield webpage.paragraph(f"{counted(values['images'], 'picture')}, {counted(objects, 'labelled object')}", "lead")
     for note in notes:
         yield webpage.paragraph(note, "warning")
     yield webpage.heading(2, "Average precision")

@@ -26,6 +26,7 @@ from centermask.training.layouts import (
     split_name,
 )
 from centermask.training.yolo import scaled
+from centermask.wording import counted
 
 EXIF_ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)
@@ -168,7 +169,8 @@ def read_json(folder: Path, split: str, *, make_val: bool = False) -> CocoFile:
         keys = held_out(content["images"], content["annotations"])
         if not keys:
             raise DataError(f"{path}: it has no val split, and too few pictures to hold some out")
-        note = f"{path}: no val split: {len(keys)} of its {len(content['images'])} pictures are held out as val"
+        whole = counted(len(content["images"]), "picture")
+        note = f"{path}: no val split: {len(keys)} of its {whole} held out as val"
         content = part_of(content, keys, inside=split == "val")
     file = CocoFile(source, content["images"], content["annotations"], {}, note=note)
     for row in content["categories"]:

@@ -23,6 +23,7 @@ from centermask.training.coco_reader import (
     read_json,
     read_records,
 )
+from centermask.wording import counted
 
 __all__ = [
     "Annotation",
@@ -30,6 +31,7 @@ __all__ = [
     "DataError",
     "ImageRecord",
     "Problem",
+    "free_memory",
     "load_datasets",
     "repeat_factors",
     "require_objects",
@@ -199,7 +201,7 @@ def load_datasets(
         category_ids=_category_ids(files, names),
         sources=tuple(file.folder.resolve().name for file in files),
         problems=problems,
-        cache=_free_memory() // 2 if cache is True else int(cache),
+        cache=free_memory() // 2 if cache is True else int(cache),
         max_side=max_side,
     )
 
@@ -212,10 +214,12 @@ def require_objects(dataset: CocoDataset) -> None:
     """
     if not any(record.annotations for record in dataset.records):
         names, sources = ", ".join(dataset.class_names), ", ".join(dataset.sources)
-        raise DataError(f"{sources}: not one object of {names} is labelled in {len(dataset)} pictures of train")
+        raise DataError(
+            f"{sources}: not one object of {names} is labelled in {counted(len(dataset), 'picture')} of train"
+        )
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes that Linux could give without swapping; 4 GiB where it does not say."""
     try:
         rows = Path("/proc/meminfo").read_text().splitlines()
@@ -239,8 +243,8 @@ def _report(problems: Sequence[Problem]) -> None:
     lines = [str(problem) for problem in problems[:_PROBLEMS_SHOWN]]
     if len(problems) > _PROBLEMS_SHOWN:
         files = Counter(problem.file for problem in problems[_PROBLEMS_SHOWN:])
-        lines.append(f"... and {len(problems) - _PROBLEMS_SHOWN} more in {len(files)} files")
-    _log.warning("%d items of the data are not usable as they are:\n  %s", len(problems), "\n  ".join(lines))
+        lines.append(f"... and {len(problems) - _PROBLEMS_SHOWN} more in {counted(len(files), 'file')}")
+    _log.warning("not usable as it is: %s of the data:\n  %s", counted(len(problems), "item"), "\n  ".join(lines))
 
 
 def read_image(record: ImageRecord) -> NDArray[np.uint8]:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from centermask.coco import IouType, check_results, evaluate_coco, read_results
+from centermask.coco import IouType, check_results, evaluate_coco, read_results, require_evaluation
 from centermask.predictor import Predictor, model_path
 from centermask.report.evidence import Evidence
 from centermask.session import Device
 from centermask.training.coco_reader import CocoFile, read_json
 from centermask.training.data import CocoDataset, DataError, load_datasets
 from centermask.training.protocol import EvalProtocol, ScaledPredictor
+from centermask.wording import counted
 
 if TYPE_CHECKING:
     from centermask.nn.model import CenterMask
@@ -63,7 +64,7 @@ class Figures:
             lines.append(f"{name:<24.24}{cells}{values['instances']:>11}")
         lines.append("")
         latency = "" if self.latency_ms is None else f", {self.latency_ms:.1f} ms each (median)"
-        lines.append(f"{self.values['images']} pictures{latency}")
+        lines.append(f"{counted(self.values['images'], 'picture')}{latency}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -191,8 +192,10 @@ def evaluate_file(
         The figures, and a message for each picture that could not be read (also printed on stderr).
 
     Raises:
+        ImportError: pycocotools is not installed; said before any work is done.
         ValueError: Model and data have no class in common, or a file is not what it should be.
     """
+    require_evaluation()
     source = read_json(data, split, make_val=True)
     labelled = list(dict.fromkeys(source.categories.values()))
     notes = [_stand_in(model, source)] if source.note else []
@@ -220,7 +223,7 @@ def evaluate_file(
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:
-        notes.append(f"{len(failures)} pictures could not be read and do not count")
+        notes.append(f"{counted(len(failures), 'picture')} could not be read and did not count")
     return _titled(figures, model, data, split, notes), failures
 
 

@@ -16,9 +16,11 @@ from centermask.config import STRIDE
 from centermask.training.coco_masks import BadMask, extent, read_rings
 from centermask.training.coco_reader import CocoFile, read_json
 from centermask.training.data import CocoDataset
+from centermask.training.progress import in_words
 from centermask.training.yolo import scaled
+from centermask.wording import counted
 
-CHOSEN = ("size", "batch_size", "epochs", "learning_rate", "warmup_steps")
+CHOSEN = ("size", "batch_size", "epochs", "learning_rate", "warmup_steps", "freeze_stages", "patience")
 """The settings that are chosen."""
 
 SIZES = (192, 256, 320, 384, 448, 512, 640, 768)
@@ -31,12 +33,17 @@ _GPU_MINUTES = 60.0
 _SMALL_SHARE = 0.1
 _SMALL_CELLS = 3.0
 _LEAST_STEPS = 300
-_MOST_EPOCHS = 150
+_MOST_EPOCHS = 300
 _WANTED_STEPS = 6000
+_CPU_FROZEN = 2
+_CPU_FROZEN_SHARE = 0.7
+"""Of the time of a step that is left with so many stages frozen: 0.11 of 0.165 CPU seconds a picture of 320 px."""
+_PATIENCE_SHARE = 3
+_LEAST_PATIENCE = 5
 _GPU_PICTURE_BYTES = 9e8
 """Of the GPU's memory that a picture of 512 px takes in training: activations and gradients of a small model."""
 _CPU_SECONDS = 0.2
-"""A picture of 320 px on two cores; measured while the embedded model was trained (0.14 s at 272 px, part frozen)."""
+"""A picture of 320 px on two cores. Two of an AMD EPYC (Zen 5) took 0.083 s; most machines are slower."""
 _GPU_SECONDS = 0.006
 _HEADERS = 500
 """Pictures whose size is looked up in their files where the labels do not tell it."""
@@ -178,6 +185,8 @@ class Recipe:
         epochs: `--epochs`.
         learning_rate: `--learning-rate` (at batch size 16).
         warmup_steps: `--warmup-steps`.
+        freeze_stages: `--freeze-stages`.
+        patience: `--patience`.
         seconds: Estimated time of the run.
         reasons: One sentence for each choice.
         given: Names of the settings that were not chosen but given.
@@ -188,6 +197,8 @@ class Recipe:
     epochs: int
     learning_rate: float
     warmup_steps: int
+    freeze_stages: int
+    patience: int
     seconds: float
     reasons: tuple[str, ...]
     given: frozenset[str] = frozenset()
@@ -198,13 +209,12 @@ class Recipe:
 
     def text(self) -> str:
         """What is printed before a run."""
-        options = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in self.settings().items())
-        hours, minutes = self.seconds / 3600, self.seconds / 60
-        time = f"{hours:.1f} hours" if hours >= 2 else f"{minutes:.0f} minutes" if minutes >= 1 else "a minute or less"
+        told = {name: value for name, value in self.settings().items() if value}  # what is off needs no word
+        options = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in told.items())
         lines = [
             f"chosen: {options}",
             *(f"  {reason}" for reason in self.reasons),
-            f"about {time}, as an estimate; give any of these options to choose yourself",
+            f"takes {in_words(self.seconds)}, as an estimate; give any of these options to choose yourself",
         ]
         return "\n".join(lines)
 
@@ -227,6 +237,8 @@ def choose(
     picture_seconds: PictureSeconds | None = None,
     given: Mapping[str, Any] | None = None,
     processes: int = 1,
+    eval_every: int = 0,
+    freezable: bool = True,
 ) -> Recipe:
     """Chooses what fits into the time.
 
@@ -237,6 +249,8 @@ def choose(
         picture_seconds: Measured times; None for estimates.
         given: Settings among `CHOSEN` that are fixed; the others are chosen to go with them.
         processes: That share a batch, each on a device of its own.
+        eval_every: Epochs between evaluations; 0 for none.
+        freezable: The backbone's first stages may stay as they are: they are known, and have learned something.
 
     Raises:
         ValueError: There are no pictures.
@@ -254,23 +268,45 @@ def choose(
         batch = math.ceil(batch / processes) * processes
         reasons["batch_size"] = f"batch {batch}: shared by {processes} processes"
     batch = given.get("batch_size", batch)
+    freeze, reasons["freeze_stages"] = _freeze(machine, freezable)
+    freeze = given.get("freeze_stages", freeze)
     steps_an_epoch = math.ceil(facts.pictures / batch)
     epoch = steps_an_epoch * batch * seconds_at(size) / (processes if machine.cuda else 1)
+    if freeze >= _CPU_FROZEN and not machine.cuda and picture_seconds is None:
+        epoch *= _CPU_FROZEN_SHARE
     epochs, reasons["epochs"] = _epochs(facts, steps_an_epoch, epoch, minutes)
     epochs = given.get("epochs", epochs)
     reasons["learning_rate"] = f"learning rate {RATE:g}: the usual one; it is for batch 16 and scaled with the batch"
     warmup = max(10, min(300, epochs * steps_an_epoch // 20))
     reasons["warmup_steps"] = f"warm-up {warmup}: a twentieth of the steps, between 10 and 300"
+    patience, reasons["patience"] = _patience(epochs, eval_every)
     return Recipe(
         size=size,
         batch_size=batch,
         epochs=epochs,
         learning_rate=given.get("learning_rate", RATE),
         warmup_steps=given.get("warmup_steps", warmup),
+        freeze_stages=freeze,
+        patience=given.get("patience", patience),
         seconds=epochs * epoch,
-        reasons=tuple(reason for name, reason in reasons.items() if name not in given),
+        reasons=tuple(reason for name, reason in reasons.items() if reason and name not in given),
         given=frozenset(given) & frozenset(CHOSEN),
     )
+
+
+def _freeze(machine: Machine, freezable: bool) -> tuple[int, str]:
+    """On a CPU the first stages, whose maps are the largest: they see edges and colours, as ImageNet taught them."""
+    if machine.cuda or not freezable:
+        return 0, ""
+    return _CPU_FROZEN, f"frozen stages {_CPU_FROZEN}: the first ones need no learning, and take a third of the time"
+
+
+def _patience(epochs: int, eval_every: int) -> tuple[int, str]:
+    """A third of the run: the learning rate falls all the time, and what it brings comes late."""
+    if not eval_every:
+        return 0, ""
+    patience = max(_LEAST_PATIENCE, math.ceil(epochs / eval_every / _PATIENCE_SHARE))
+    return patience, f"patience {patience}: the run ends early if so many evaluations bring nothing better (0: never)"
 
 
 def _epochs(facts: DataFacts, steps_an_epoch: int, seconds: float, minutes: float) -> tuple[int, str]:
@@ -284,7 +320,7 @@ def _epochs(facts: DataFacts, steps_an_epoch: int, seconds: float, minutes: floa
             f"epochs {epochs}: fewer than {_LEAST_STEPS} steps teach too little, so it takes longer than wanted",
         )
     if epochs == wanted:
-        return epochs, f"epochs {epochs}: more rarely helps with {facts.pictures} pictures"
+        return epochs, f"epochs {epochs}: more rarely helps with {counted(facts.pictures, 'picture')}"
     return epochs, f"epochs {epochs}: what fits into {minutes:.0f} minutes"
 
 
@@ -318,5 +354,5 @@ def _batch(facts: DataFacts, machine: Machine, size: int) -> tuple[int, str]:
         why = f"what {machine.memory / 2**30:.0f} GiB of the GPU hold" if most < 32 else "more gains nothing"
     few = 2 ** max(0, math.floor(math.log2(max(facts.pictures / 10, 1))))
     if few < most:
-        return max(few, 2), f"batch {max(few, 2)}: there are only {facts.pictures} pictures"
+        return max(few, 2), f"batch {max(few, 2)}: of only {counted(facts.pictures, 'picture')}"
     return most, f"batch {most}: {why}"

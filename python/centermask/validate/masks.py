@@ -138,10 +138,10 @@ def _polygons(
 ) -> tuple[Box, float]:
     listed = 1 if all(isinstance(v, (int, float)) for v in value) else len(value)
     if listed > len(rings):
-        defects.append(("polygon-degenerate", f"{listed - len(rings)} of its {listed} polygons are not usable"))
+        defects.append(("polygon-degenerate", f"polygons that are not usable: {listed - len(rings)} of {listed}"))
     crossing = sum(crosses_itself(ring) for ring in rings)
     if crossing:
-        defects.append(("polygon-crossing", f"{crossing} of its {listed} polygons cross themselves"))
+        defects.append(("polygon-crossing", f"polygons that cross themselves: {crossing} of {listed}"))
     points = np.concatenate(rings)
     (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     return (x0, y0, x1 - x0, y1 - y0), float(sum(ring_area(ring) for ring in rings))

@@ -17,6 +17,7 @@ from centermask.validate.findings import KINDS
 from centermask.validate.masks import Checked
 from centermask.validate.report import Defect, Report, Sample
 from centermask.validate.sizes import INPUT_SIZES, center_heatmap
+from centermask.wording import counted
 
 _SHOWN_SIDE = 400
 _DEFECT_SIDE = 260
@@ -107,7 +108,7 @@ def _sizes(report: Report) -> Iterator[str]:
     )
     for split in report.splits.values():
         total = max(split.sizes.objects, 1)
-        yield webpage.heading(3, f"{split.name}: {split.sizes.objects} objects")
+        yield webpage.heading(3, f"{split.name}: {counted(split.sizes.objects, 'object')}")
         yield webpage.table(
             ["input size", "smaller than a cell", "share", "same cell and class", "share"],
             (

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from centermask.validate.findings import KINDS, Findings
 from centermask.validate.masks import Checked
 from centermask.validate.sizes import SizeTally
+from centermask.wording import counted
 
 SAMPLES = 12
 DEFECTS_OF_A_KIND = 3
@@ -128,7 +129,7 @@ class Report:
         errors, warnings = self.findings.of("error"), self.findings.of("warning")
         if not errors and not warnings:
             return "nothing is wrong with it"
-        return f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+        return f"{counted(errors, 'error')}, {counted(warnings, 'warning')}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: counts, sizes, and every finding that was kept."""
@@ -172,7 +173,8 @@ class Report:
         width = max([len(name) for name in self.class_names] + [5])
         for split in self.splits.values():
             usable = "" if split.usable == split.images else f" ({split.usable} usable)"
-            lines.append(f"  {split.name}: {split.images} pictures{usable}, {split.annotations} annotations")
+            pictures, annotations = counted(split.images, "picture"), counted(split.annotations, "annotation")
+            lines.append(f"  {split.name}: {pictures}{usable}, {annotations}")
         lines += ["", f"  {'class':<{width}}" + "".join(f"{name:>12}" for name in self.splits)]
         for name in self.class_names:
             cells = "".join(f"{split.objects.get(name, '-'):>12}" for split in self.splits.values())
@@ -194,5 +196,5 @@ class Report:
             if count > _LINES_OF_A_KIND:
                 lines.append(f"    ... and {count - _LINES_OF_A_KIND} more (--json lists them)")
         total = sum(split.images for split in self.splits.values())
-        lines += ["", f"{self.verdict()}; {total} pictures in {self.seconds:.1f} s"]
+        lines += ["", f"{self.verdict()}; {counted(total, 'picture')} in {self.seconds:.1f} s"]
         return "\n".join(lines)

@@ -22,6 +22,7 @@ from centermask.validate.pictures import THUMBNAIL, TRANSPOSED, Picture, read_pi
 from centermask.validate.report import Gallery, Report, SplitReport
 from centermask.validate.sizes import SizeTally
 from centermask.validate.stream import ImageRow, Index
+from centermask.wording import counted
 
 Progress = Callable[[str, int, int], None]
 """Called with (split, pictures done, pictures)."""
@@ -157,11 +158,13 @@ class _SplitRun:
                 self.findings.add("category-unused", name, path, f"category {category} ({title}) has no annotation")
         for title, count in self.objects.items():
             if 0 < count < _FEW and name == "train":
-                self.findings.add("class-balance", name, path, f"class {title!r} has only {count} objects")
+                self.findings.add("class-balance", name, path, f"class {title!r} has only {counted(count, 'object')}")
         if not self.usable:
             self.findings.add("split-empty", name, path, "no picture of this split can be used")
         elif not self.annotations and name in ("train", "val"):
-            self.findings.add("split-unlabelled", name, path, f"none of its {self.usable} pictures has an object")
+            self.findings.add(
+                "split-unlabelled", name, path, f"{counted(self.usable, 'usable picture')}, not one object"
+            )
         self._check_stride()
         return SplitReport(
             name, str(path), total, self.usable, self.annotations, self.objects, self.pictures, self.tally
