@@ -2,10 +2,10 @@
 
     python benchmarks/convergence.py DATA [--out DIR] [--seeds 3] [--parallel 1] [--steps 1000] [--plot FILE.png]
 
-`shipped` is centermask's recipe without mosaic, without the average of weights, so that every run is judged as it is,
-and with the backbone at the full rate. The names below it put one old setting in its place; `old` has all of them, and
-`old-but-X` all but X. A run ends where a loss or a gradient stops being finite. Prints a table and leaves
-OUT/<name>-<seed>.json with the losses on the way.
+`shipped` is centermask's recipe without mosaic and without the average of weights, so that every run is judged as it
+is. The names below it put one old setting in its place; `old` has all of them, and `old-but-X` all but X (on the first
+seed only). A run ends where a loss or a gradient stops being finite. Prints a table and leaves OUT/<name>-<seed>.json
+with the losses on the way.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from centermask.training.optimizer import parameter_groups
 from centermask.training.settings import TrainConfig
 
 BATCH = 8
+EVERY = 10
+"""Steps between two points of a run's course."""
 OLD: dict[str, Any] = {
     "one-sided-clamp": {"focal": "one-sided"},
     "one-sided-clamp-fp16": {"focal": "one-sided-fp16"},
@@ -102,8 +104,9 @@ def make_optimizer(settings: dict[str, Any], objective: Objective) -> torch.opti
     if kind == "sgd":
         return torch.optim.SGD(objective.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
     rate = 1e-3 / 16 * (BATCH if kind == "scaled" else 128)
-    config = replace(objective.config, backbone_rate=1.0, offset_rate=settings["offset_rate"])
-    return torch.optim.AdamW(parameter_groups(objective, config, rate))
+    config = replace(objective.config, offset_rate=settings["offset_rate"])
+    fused = next(objective.parameters()).is_cuda
+    return torch.optim.AdamW(parameter_groups(objective, config, rate), fused=fused or None)
 
 
 def run(arguments: argparse.Namespace, name: str, seed: int, out: Path) -> dict[str, Any]:
@@ -145,10 +148,17 @@ def train(
     optimizer = make_optimizer(settings, objective)
     rates = [group["lr"] for group in optimizer.param_groups]
     transform = TrainTransform(arguments.size)
-    loader, sampler = make_loader(data, transform, batch_size=BATCH, seed=seed, workers=arguments.workers)
+    loader, sampler = make_loader(
+        data,
+        transform,
+        batch_size=BATCH,
+        seed=seed,
+        workers=arguments.workers,
+        pin_memory=device.type == "cuda",
+    )
     generator = torch.Generator(device)
     generator.manual_seed(seed)
-    course: list[dict[str, float]] = []
+    course: dict[str, list[float]] = {}
     step = 0
     while step < arguments.steps:
         sampler.set_epoch(step // len(loader))
@@ -158,19 +168,24 @@ def train(
             factor = learning_rate_factor(step, arguments.steps, settings["warmup"], "cosine")
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            batch = batch.to(device)
+            batch = batch.to(device, non_blocking=True)
+            if not settings["padding"]:  # the regions to ignore do not fit its smaller maps
+                none = {key: getattr(batch, key)[:0] for key in ("ignore", "ignore_labels", "ignore_batch_index")}
+                batch = replace(batch, **none)
             count = torch.tensor(max(1.0, float(len(batch.labels))), device=device)
             terms = objective(LossTask(batch, generator, count))
             torch.stack(list(terms.values())).sum().backward()
             norm = nn.utils.clip_grad_norm_(objective.parameters(), settings["clip"] or math.inf)
-            values = {key: float(value.detach()) for key, value in terms.items()} | {"norm": float(norm)}
+            numbers = torch.stack([*(value.detach() for value in terms.values()), norm]).tolist()
+            values = dict(zip([*terms, "norm"], numbers, strict=True))
             if not all(map(math.isfinite, values.values())):
                 bad = [key for key, value in values.items() if not math.isfinite(value)]
                 return {"broke_at": step, "broken": bad, "course": course}
             optimizer.step()
             optimizer.zero_grad()
-            if step % 10 == 0:
-                course.append({"step": step, **values})
+            if step % EVERY == 0:
+                for key, value in {"step": step, **values}.items():
+                    course.setdefault(key, []).append(float(f"{value:.4g}"))
             step += 1
     return {"broke_at": None, "course": course}
 
@@ -193,7 +208,7 @@ def table(out: Path) -> str:
         stalled = sum(row["box_ap"] < half for row in whole)
         aps = ", ".join("-" if row["mask_ap"] is None else f"{row['mask_ap']:.3f}" for row in whole) or "-"
         boxes = f"{median(row['box_ap'] for row in whole):.3f}" if whole else "-"
-        ends = [median(point["heatmap"] for point in row["course"][-10:]) for row in whole]
+        ends = [median(row["course"]["heatmap"][-10:]) for row in whole]
         end = f"{median(ends):.2f}" if ends else "-"
         text = f"{len(broke)} of {len(mine)}" + (f" (step {', '.join(broke)})" if broke else "")
         lines.append(f"| {name} | {text} | {stalled} of {len(mine)} | {aps} | {boxes} | {end} |")
@@ -210,8 +225,9 @@ def plot(out: Path, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 5))
     for row in rows(out):
         if row["seed"] == 0 and not row["name"].startswith("old-but"):
-            steps = [point["step"] for point in row["course"]]
-            total = [sum(v for k, v in point.items() if k in ("heatmap", "box", "mask")) for point in row["course"]]
+            steps = row["course"].get("step", [])
+            terms = [values for key, values in row["course"].items() if key in ("heatmap", "box", "mask")]
+            total = [sum(point) for point in zip(*terms, strict=True)]
             smooth = [median(total[max(0, i - 4) : i + 5]) for i in range(len(total))]
             (line,) = axes.plot(steps, smooth, label=row["name"], linewidth=2.5 if row["name"] == "shipped" else 1.2)
             if row["broke_at"] is not None and steps:
@@ -235,11 +251,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, help="CPU threads of each run")
     parser.add_argument("--init-from", default="", help="checkpoint with the backbone's weights, for ImageNet's")
     parser.add_argument("--only", choices=list(CASES), nargs="+", default=list(CASES))
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after that time")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no run that would end after that time")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and run nothing")
     arguments = parser.parse_args()
-    jobs = [(name, seed) for seed in range(arguments.seeds) for name in arguments.only]
+    jobs = [(n, seed) for seed in range(arguments.seeds) for n in arguments.only if not (seed and "old-but" in n)]
     whole = run_all(
         partial(run, arguments),
         [] if arguments.table else jobs,

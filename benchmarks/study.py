@@ -5,17 +5,22 @@ from __future__ import annotations
 import copy
 import json
 import multiprocessing
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import cv2
 import torch
 
 from centermask.nn.model import CenterMask
+from centermask.predictor import Predictor
 from centermask.training.data import CocoDataset
-from centermask.training.evaluate import evaluate_model
+from centermask.training.evaluate import evaluate
+from centermask.training.torch_network import TorchNetwork
 
 Run = Callable[[str, int, Path], dict[str, Any]]
 """(name, seed, folder for the run's files) -> its figures."""
@@ -40,7 +45,7 @@ def run_all(
         options: What all runs are made with; a file that was made with others is not taken for this study's.
         parallel: Processes.
         threads: CPU threads of each.
-        minutes: No run is begun after this time.
+        minutes: Time for all. No run is begun that would end later, if it took as long as the longest before it.
 
     Returns:
         Whether none failed. A run that fails is reported and the others go on.
@@ -49,6 +54,7 @@ def run_all(
         ValueError: OUT holds runs that were made with other options.
     """
     out.mkdir(parents=True, exist_ok=True)
+    options = json.loads(json.dumps(dict(options)))  # as it reads in a file: lists for tuples
     wanted = {(name, seed) for name, seed in jobs}
     for row in rows(out):
         if (row["name"], row["seed"]) in wanted and row.get("options") != options:
@@ -57,8 +63,11 @@ def run_all(
                 "choose another OUT"
             )
     context = multiprocessing.get_context("spawn")
-    lock, place = context.Lock(), context.Value("i", 0, lock=False)
-    arguments = (run, list(jobs), out, dict(options), lock, place, threads, time.time() + 60 * minutes)
+    lock, place, longest = context.Lock(), context.Value("i", 0, lock=False), context.Value("d", 0.0, lock=False)
+    arguments = (run, list(jobs), out, options, lock, place, longest, threads, time.time() + 60 * minutes)
+    if threads:
+        # Read when a child imports its libraries; torch.set_num_threads does not reach all of them.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     processes = [context.Process(target=_work, args=arguments) for _ in range(parallel)]
     for process in processes:
         process.start()
@@ -74,13 +83,15 @@ def _work(
     options: dict[str, Any],
     lock: Any,
     place: Any,
+    longest: Any,
     threads: int | None,
     end: float,
 ) -> None:
     if threads:
         torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
     failed = False
-    while time.time() < end:
+    while time.time() + longest.value < end:
         with lock:
             number = place.value
             place.value += 1
@@ -97,19 +108,38 @@ def _work(
             traceback.print_exc()
             failed = True
             continue
-        taken = {"seconds": time.monotonic() - started, "torch": torch.__version__, "options": options}
+        seconds = time.monotonic() - started
+        with lock:
+            longest.value = max(longest.value, seconds)
+        taken = {"seconds": round(seconds, 1), "torch": torch.__version__, "options": options}
         row = {"name": name, "seed": seed, **taken, **row}
         temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(row, indent=1))
+        # A line for each figure; a course of hundreds of steps on one.
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in row.items())
+        temporary.write_text("{\n " + ",\n ".join(lines) + "\n}\n")
         temporary.replace(path)
     raise SystemExit(int(failed))
 
 
 def evaluate_on_cpu(model: CenterMask, data: CocoDataset) -> dict[str, Any]:
-    """What the training loop may call: on a GPU, cuDNN would compile kernels for every new size of a picture."""
-    return evaluate_model(copy.deepcopy(model).cpu(), data)
+    """What the training loop may call: on a GPU, cuDNN would compile kernels for every new size of a picture.
+
+    It takes torch's number of threads throughout, so that many runs can share a machine.
+    """
+    threads = torch.get_num_threads()
+    network = TorchNetwork(copy.deepcopy(model).cpu(), threads=threads)
+    figures, _ = evaluate(Predictor(network, score_threshold=0.0, threads=threads), data)
+    values = figures.to_json()
+    # A time taken beside other runs says nothing.
+    return {key: value for key, value in values.items() if key not in ("per_class", "latency_ms")}
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
     """All runs that are there, by name and seed."""
     return [json.loads(path.read_text()) for path in sorted(out.glob("*-[0-9]*.json"))]
+
+
+def diverged(found: Sequence[Mapping[str, Any]], key: str = "mask_ap") -> list[str]:
+    """Which of several runs of one recipe ended in NaN, or below half of their median."""
+    middle = median(row[key] or 0.0 for row in found)
+    return [f"{row['name']}-{row['seed']}" for row in found if row.get("diverged") or (row[key] or 0.0) < middle / 2]
