@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
       __syncthreads();  // the table was read for the samples of this step
       // Seldom, and with few registers left.
       find_places<V, kM, kThreads, 1>(a, kTile, Work(a, cuda::computed_here(blockIdx.x)).tile, next, places,
-                                      cuda::computed_here(threadIdx.x));
+                                      kHalvesAtOnce == 1 ? cuda::computed_here(threadIdx.x) : threadIdx.x);
     }
     cuda::cp_async_wait<0>();
     __syncthreads();  // this step's operands are there; nobody reads the last one's
