@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation_table import table
+from figures import ablation
 from study import evaluate_on_cpu, run_all
 
 from centermask.training.loop import Trainer
@@ -121,7 +121,7 @@ def main() -> int:
         threads=arguments.threads,
         minutes=arguments.minutes,
     )
-    print(table(out))
+    print(ablation(out))
     return 0 if whole else 1
 
 

@@ -1,30 +1,35 @@
-"""Times deform_conv2d, forward and backward, beside its peers, one call of each in turn.
+"""Times deform_conv2d on the CPU, forward and backward, beside its peers in the same process.
 
-    python benchmarks/deform_conv2d.py --threads 1 --json out.json
+    python benchmarks/deform_conv2d.py --threads 1 --json deform_conv2d.json
 
-Prints medians in milliseconds: NCHW in and out, all layout changes counted, offsets from N(0, 2), masks from U(0, 1).
-`packed` is ours with constant weights, `ours` packs them in the call; `dense` is an ordinary convolution of the same
-size by PyTorch (oneDNN). Peers that are not installed are left out. `peak` is the fraction of the speed of a large
-matrix product, measured in the same run.
+Medians in milliseconds; NCHW in and out with all changes of layout counted, offsets from N(0, 2), masks from U(0, 1).
+
+    packed    ours with constant weights            ours      ours, weights packed in the call
+    bf16      packed, products in bfloat16          backward  ours, all five gradients
+    avx2      packed, held to AVX2             2 threads  packed, with two threads (in a run with one)
+    dense     an ordinary convolution of the same size by PyTorch (oneDNN)
+
+Peers that are not installed are left out. `peak` is what `packed` reaches of the float32 multiply-adds that the
+processor's registers can do, measured in the same run. `memory` is the growth of the process during one call of
+`packed` (in a process of its own) beyond the output and one copy of x, in megabytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
-import time
+import os
+import subprocess
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import interleaved
 import numpy as np
-import torch
 
 from centermask import _core, ops
 
-# batch, channels in, channels out, height = width; 3x3, padding 1
+# batch, channels in, channels out, height = width; 3x3, padding 1. The first five are CenterNet's.
 SHAPES = [
     (1, 2048, 256, 16),
     (1, 256, 128, 32),
@@ -36,8 +41,11 @@ SHAPES = [
     (12, 96, 64, 40),
 ]
 
+Shape = tuple[int, int, int, int]
+Peer = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
-def onnx_runtime(weight: np.ndarray, threads: int) -> Callable[..., np.ndarray] | None:
+
+def onnx_runtime(weight: np.ndarray, threads: int) -> Peer | None:
     """ONNX Runtime's DeformConv with constant weights, called with (x, offset, mask)."""
     try:
         import onnx
@@ -56,6 +64,7 @@ def onnx_runtime(weight: np.ndarray, threads: int) -> Callable[..., np.ndarray] 
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its idle threads would slow the others
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except RuntimeError:  # before 1.25: not implemented
@@ -63,7 +72,7 @@ def onnx_runtime(weight: np.ndarray, threads: int) -> Callable[..., np.ndarray] 
     return lambda x, offset, mask: session.run(None, {"x": x, "offset": offset, "mask": mask})[0]
 
 
-def openvino(weight: np.ndarray, shape: tuple[int, int, int, int], threads: int) -> Callable[..., np.ndarray] | None:
+def openvino(weight: np.ndarray, shape: Shape, threads: int) -> Peer | None:
     """OpenVINO's DeformableConvolution-8 with constant weights, called with (x, offset, mask)."""
     try:
         import openvino as ov
@@ -81,110 +90,169 @@ def openvino(weight: np.ndarray, shape: tuple[int, int, int, int], threads: int)
     return lambda x, offset, mask: compiled([x, offset, mask])[0]
 
 
-def matrix_peak() -> float:
-    """GFLOP/s of a large float32 matrix product with torch's present number of threads."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    best = min(timed(lambda: a @ b) for _ in range(7))
-    return 2 * 1024**3 / best / 1e6
-
-
-clock = time.perf_counter
-
-
-def timed(call: Callable[[], Any]) -> float:
-    start = clock()
-    call()
-    return (clock() - start) * 1e3
-
-
-def measure(shape: tuple[int, int, int, int], threads: int, repeats: int, slow: bool) -> dict[str, float]:
+def arrays_of(shape: Shape) -> tuple[np.ndarray, ...]:
+    """x, weight, offset, mask, gradient of the output."""
     n, c, out, size = shape
     rng = np.random.default_rng(0)
     x = rng.standard_normal((n, c, size, size), np.float32)
     weight = rng.standard_normal((out, c, 3, 3), np.float32) / np.float32(3 * c**0.5)
     offset = rng.standard_normal((n, 18, size, size), np.float32) * np.float32(2)
     mask = rng.random((n, 9, size, size), np.float32)
-    grad = rng.standard_normal((n, out, size, size), np.float32)
-    tensors = {name: torch.from_numpy(a) for name, a in (("x", x), ("w", weight), ("o", offset), ("m", mask))}
+    return x, weight, offset, mask, rng.standard_normal((n, out, size, size), np.float32)
 
+
+def with_instruction_set(isa: str, call: interleaved.Call) -> interleaved.Call:
+    def wrapped() -> None:
+        before = os.environ.get("CENTERMASK_ISA", "")
+        os.environ["CENTERMASK_ISA"] = isa
+        try:
+            call()
+        finally:
+            os.environ["CENTERMASK_ISA"] = before
+
+    return wrapped
+
+
+def variants(weight: np.ndarray, inputs: tuple[np.ndarray, ...], threads: int) -> dict[str, interleaved.Call]:
+    """`packed` in other ways."""
+    calls: dict[str, interleaved.Call] = {}
+    narrow = ops.PackedDeformConv2d(weight, padding=1, threads=threads, allow_bf16=True)
+    if narrow.uses_bf16:
+        calls["bf16"] = lambda: narrow(*inputs)
+    if _core.isa_used() == "avx512":
+        held: list[ops.PackedDeformConv2d] = []
+        with_instruction_set("avx2", lambda: held.append(ops.PackedDeformConv2d(weight, padding=1, threads=threads)))()
+        calls["avx2"] = with_instruction_set("avx2", lambda: held[0](*inputs))
+    if threads == 1 and (os.cpu_count() or 1) > 1:
+        two = ops.PackedDeformConv2d(weight, padding=1, threads=2)
+        calls["2 threads"] = lambda: two(*inputs)
+    return calls
+
+
+def torch_calls(arrays: tuple[np.ndarray, ...], slow: bool) -> dict[str, interleaved.Call]:
+    try:
+        import torch
+    except ImportError:
+        return {}
+    x, weight, offset, mask, grad = (torch.from_numpy(array) for array in arrays)
+    calls: dict[str, interleaved.Call] = {"dense": lambda: torch.nn.functional.conv2d(x, weight, padding=1)}
+    if not slow:
+        return calls
+    try:
+        from torchvision.ops import deform_conv2d
+    except ImportError:
+        return calls
+    wanted = [tensor.clone().requires_grad_() for tensor in (x, weight, offset, mask)]
+
+    def forward(tensors: list[torch.Tensor]) -> torch.Tensor:
+        result: torch.Tensor = deform_conv2d(tensors[0], tensors[2], tensors[1], padding=1, mask=tensors[3])
+        return result
+
+    held = forward(wanted)
+    calls["torchvision"] = lambda: forward([x, weight, offset, mask])
+    calls["torchvision backward"] = lambda: torch.autograd.grad(held, wanted, grad, retain_graph=True)
+    return calls
+
+
+def calls_of(shape: Shape, threads: int, slow: bool) -> dict[str, interleaved.Call]:
+    arrays = arrays_of(shape)
+    x, weight, offset, mask, grad = arrays
     packed = ops.PackedDeformConv2d(weight, padding=1, threads=threads)
-    calls: dict[str, Callable[[], Any]] = {
+    calls: dict[str, interleaved.Call] = {
         "packed": lambda: packed(x, offset, mask),
         "ours": lambda: ops.deform_conv2d(x, weight, offset, mask, padding=1, threads=threads),
-        "dense": lambda: torch.nn.functional.conv2d(tensors["x"], tensors["w"], padding=1),
         "backward": lambda: ops.deform_conv2d_backward(grad, x, weight, offset, mask, padding=1, threads=threads),
+        **variants(weight, (x, offset, mask), threads),
+        **torch_calls(arrays, slow),
     }
-    for name, peer in (("ort", onnx_runtime(weight, threads)), ("openvino", openvino(weight, shape, threads))):
+    for name, peer in (("ONNX Runtime", onnx_runtime(weight, threads)), ("OpenVINO", openvino(weight, shape, threads))):
         if peer is not None:
             np.testing.assert_allclose(peer(x, offset, mask), packed(x, offset, mask), atol=1e-3)
             calls[name] = lambda peer=peer: peer(x, offset, mask)
-    if slow:
-        try:
-            from torchvision.ops import deform_conv2d
-        except ImportError:
-            pass
-        else:
-            wanted = [t.clone().requires_grad_() for t in tensors.values()]
+    return calls
 
-            def forward() -> torch.Tensor:
-                result: torch.Tensor = deform_conv2d(wanted[0], wanted[2], wanted[1], padding=1, mask=wanted[3])
-                return result
 
-            held = forward()
-            calls["torchvision"] = forward
-            calls["torchvision_backward"] = lambda: torch.autograd.grad(
-                held, wanted, torch.from_numpy(grad), retain_graph=True
-            )
+def memory_of(shape: Shape, threads: int) -> float:
+    """Megabytes beyond output and one copy of x, for one call."""
+    x, weight, offset, mask, grad = arrays_of(shape)
+    packed = ops.PackedDeformConv2d(weight, padding=1, threads=threads)
+    packed(x[:, :, :1, :1], offset[:, :, :1, :1], mask[:, :, :1, :1])  # threads and code
+    return interleaved.peak_memory(lambda: packed(x, offset, mask)) - (grad.nbytes + x.nbytes) / 1e6
 
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            if "torchvision" in name and turn > 3:
-                continue
-            elapsed = timed(call)
-            if turn > 0:  # the first call warms up
-                times[name].append(elapsed)
-    return {name: statistics.median(values) for name, values in times.items()}
+
+def memory_in_own_process(shape: Shape, threads: int) -> float:
+    command = [sys.executable, __file__, "--memory-of", json.dumps(shape), "--threads", str(threads)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def ratios_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Geometric means, least and largest of the ratios that the goals are about."""
+    peers = ("torchvision", "ONNX Runtime", "OpenVINO")
+    ratios: dict[str, list[float]] = {}
+    for row in rows:
+        times = row["milliseconds"]
+        pairs = [
+            ("packed", "dense"),
+            ("bf16", "dense"),
+            ("backward", "torchvision backward"),
+            ("backward", "ours"),
+            ("packed", "avx2"),
+            ("packed", "2 threads"),
+        ]
+        for ours, other in pairs:
+            if ours in times and other in times:
+                ratios.setdefault(f"{ours} / {other}", []).append(times[ours] / times[other])
+        if found := [times[peer] for peer in peers if peer in times]:
+            ratios.setdefault("packed / fastest deformable peer", []).append(times["packed"] / min(found))
+    return {
+        name: {"mean": interleaved.geometric_mean(values), "least": min(values), "largest": max(values)}
+        for name, values in ratios.items()
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser = interleaved.parser_of(__doc__)
     parser.add_argument("--no-torchvision", action="store_true", help="leave out the peer that takes seconds")
-    parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: steadier on a busy machine, for one thread only"
-    )
+    parser.add_argument("--memory-of", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.clock == "cpu":
-        if arguments.threads != 1:
-            parser.error("--clock cpu adds up all threads: use it with --threads 1")
-        global clock
-        clock = time.process_time
-    torch.set_num_threads(arguments.threads)
-    peak = matrix_peak()
+    if arguments.memory_of is not None:
+        print(memory_of(tuple(arguments.memory_of), arguments.threads))
+        return
+    try:
+        import torch
+    except ImportError:
+        pass
+    else:
+        torch.set_num_threads(arguments.threads)
+    isa = _core.isa_used()
+    peak = interleaved.matrix_peak(isa)
     rows = []
-    with torch.inference_mode(False):
-        for shape in SHAPES:
-            times = measure(shape, arguments.threads, arguments.repeats, not arguments.no_torchvision)
-            n, c, out, size = shape
-            speed = 2 * n * c * out * 9 * size * size / times["packed"] / 1e6
-            rows.append({"shape": shape, "milliseconds": times, "peak": speed / peak})
-            text = "  ".join(f"{name} {value:.2f}" for name, value in times.items())
-            print(f"{n}x{c}->{out} @{size}: {text}  peak {speed / peak:.2f}", flush=True)
-    ratios = {
-        f"{a}/{b}": statistics.geometric_mean(r["milliseconds"][a] / r["milliseconds"][b] for r in rows)
-        for a, b in (("packed", "dense"), ("backward", "ours"), ("backward", "torchvision_backward"))
-        if all(b in r["milliseconds"] for r in rows)
-    }
-    print("geometric means:", "  ".join(f"{name} {value:.3f}" for name, value in ratios.items()))
-    if arguments.json:
-        machine = {"machine": platform.machine(), "isa": _core.isa_used(), "matrix_peak_gflops": peak}
-        versions = {"torch": torch.__version__, "numpy": np.__version__, "centermask": _core.__version__}
-        arguments.json.write_text(
-            json.dumps({"threads": arguments.threads, **machine, "versions": versions, "rows": rows, "ratios": ratios})
+    for shape in SHAPES:
+        n, c, out, size = shape
+        times = interleaved.interleave(
+            calls_of(shape, arguments.threads, not arguments.no_torchvision), arguments.seconds
         )
+        speed = 2 * n * c * out * 9 * size * size / times["packed"] / 1e6
+        row = {"case": f"{n}x{c}->{out} @{size}x{size}", "milliseconds": times, "gflops": speed}
+        row["memory"] = memory_in_own_process(shape, arguments.threads)
+        if peak is not None:
+            row["peak"] = speed / peak / arguments.threads
+        rows.append(row)
+        print(row["case"], *(f"{name} {interleaved.number(ms)}" for name, ms in times.items()), sep="  ", flush=True)
+    names = list(dict.fromkeys(name for row in rows for name in row["milliseconds"]))
+    head = ["milliseconds", *names, "peak", "memory, MB"]
+    print(f"\n{interleaved.processor()}, {isa}, threads {arguments.threads}, peak {peak or 0:.0f} GFLOP/s a core\n")
+    body = [
+        [row["case"], *(interleaved.number(row["milliseconds"].get(name)) for name in names),
+         interleaved.number(row.get("peak"), 2), interleaved.number(row["memory"], 2)]
+        for row in rows
+    ]  # fmt: skip
+    print(interleaved.table([head, *body]))
+    ratios = ratios_of(rows)
+    print()
+    for name, values in ratios.items():
+        print(f"{name}: {values['mean']:.3f} ({values['least']:.2f} .. {values['largest']:.2f})")
+    interleaved.finish(arguments, "deform_conv2d", rows, ratios=ratios, peak_gflops=peak)
 
 
 if __name__ == "__main__":

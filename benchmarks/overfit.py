@@ -1,6 +1,6 @@
 """Can every neck and mask head learn 32 pictures by heart? A model that cannot has a bug in its targets or losses.
 
-    python benchmarks/overfit.py DATA [--out DIR] [--pictures 32] [--epochs 800] [--size 448] [--parallel 1]
+    python benchmarks/overfit.py DATA [--out DIR] [--pictures 32] [--epochs 600] [--size 448] [--parallel 1]
 
 Trains {conv, dcn} x {dynamic, shape} on the first pictures of DATA/train.json, without random crops, evaluates on the
 same pictures, and writes OUT/<variant>-<seed>.json and a Markdown table.
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study import evaluate_on_cpu, rows, run_all
+from figures import rows
+from study import evaluate_on_cpu, run_all
 
 from centermask.training.loop import Trainer
 from centermask.training.settings import TrainConfig
@@ -86,7 +87,7 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/overfit"))
     parser.add_argument("--pictures", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=800)
+    parser.add_argument("--epochs", type=int, default=600)
     parser.add_argument("--size", type=int, default=448)
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=VARIANTS)
     parser.add_argument("--precision", default="bf16" if torch.cuda.is_available() else "32")

@@ -10,11 +10,11 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import cv2
 import torch
+from figures import rows
 
 from centermask.nn.model import CenterMask
 from centermask.predictor import Predictor
@@ -132,14 +132,3 @@ def evaluate_on_cpu(model: CenterMask, data: CocoDataset) -> dict[str, Any]:
     values = figures.to_json()
     # A time taken beside other runs says nothing.
     return {key: value for key, value in values.items() if key not in ("per_class", "latency_ms")}
-
-
-def rows(out: Path) -> list[dict[str, Any]]:
-    """All runs that are there, by name and seed."""
-    return [json.loads(path.read_text()) for path in sorted(out.glob("*-[0-9]*.json"))]
-
-
-def diverged(found: Sequence[Mapping[str, Any]], key: str = "mask_ap") -> list[str]:
-    """Which of several runs of one recipe ended in NaN, or below half of their median."""
-    middle = median(row[key] or 0.0 for row in found)
-    return [f"{row['name']}-{row['seed']}" for row in found if row.get("diverged") or (row[key] or 0.0) < middle / 2]

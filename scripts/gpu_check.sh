@@ -139,7 +139,7 @@ do_profile() {
   fi
   read -ra arguments <<<"${PROFILE_ARGUMENTS:-}"
   step profile 240 ncu --clock-control none --set full --import-source no --launch-skip 2 --launch-count 1 --kill yes \
-    --kernel-name-base demangled --kernel-name "regex:${KERNEL:-forward_mma}" \
+    --kernel-name-base demangled --kernel-name "regex:${KERNEL:-forward_(ring|wgmma|mma)}" \
     "$python" benchmarks/cuda_profile.py ${arguments[@]+"${arguments[@]}"}
   grep -E 'Duration|Throughput|Registers Per|Achieved Occ|Theoretical Occ|Hit Rate|Est\. Speedup|Bank|Executed Ipc' \
     "$out/profile.log" | head -n 40

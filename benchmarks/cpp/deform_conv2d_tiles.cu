@@ -1,16 +1,17 @@
-// Times deform_conv2d's forward on a GPU with one tile configuration after another, to choose among them. No framework:
-//   nvcc -std=c++17 -O3 --expt-relaxed-constexpr -DCENTERMASK_TUNING
-//     -DCENTERMASK_SM90A -gencode arch=compute_90a,code=sm_90a -Icpp/include -Icpp/src
-//     benchmarks/cpp/deform_conv2d_tiles.cu cpp/src/deform_conv2d/forward_cuda.cu cpp/src/deform_conv2d/check.cc -o
-//     tiles
-//   ./tiles [batch]
-// x and the output are channels-last unless the line says nchw. One line a configuration: microseconds (median of 20
-// events after 5 calls to warm up, everything included: the weights' packing, the sum of splits), TFLOP/s, and how far
-// the output is from that of the first line of the shape (norm, relative).
+// Times deform_conv2d's forward on a GPU with one configuration after another, to choose among them. No framework:
+//   nvcc -std=c++17 -O3 --expt-relaxed-constexpr -DCENTERMASK_TUNING -DCENTERMASK_SM90A -cudart static
+//     -gencode arch=compute_90a,code=sm_90a -Icpp/include -Icpp/src benchmarks/cpp/deform_conv2d_tiles.cu
+//     cpp/src/deform_conv2d/forward_cuda.cu cpp/src/deform_conv2d/check.cc -o tiles
+//   ./tiles [batch [index of one shape]] > tiles.json
+// One line for each configuration on stderr, and all as JSON on stdout. Microseconds of a call: the median of 15
+// replays of a CUDA graph of calls whose inputs differ (so that the L2 cache does not hold them), everything included:
+// the weights' packing, the sum of the parts of K. `difference`: how far the output is from that of the first
+// configuration of the shape (norm, relative). Offsets are about normal with deviation 2.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 #include <vector>
 
 #include "cuda/runtime.h"
@@ -19,11 +20,13 @@
 namespace {
 
 using namespace centermask;
+using deform_forward::Study;
+using deform_forward::TileConfig;
 using deform_forward::Tuning;
 
 void require(cudaError_t status) {
   if (status == cudaSuccess) return;
-  std::printf("CUDA: %s\n", cudaGetErrorString(status));
+  std::fprintf(stderr, "CUDA: %s\n", cudaGetErrorString(status));
   std::exit(1);
 }
 
@@ -31,7 +34,7 @@ void require(cudaError_t status) {
 template <class T>
 __global__ void fill(T* to, std::int64_t count, float scale, unsigned seed) {
   for (std::int64_t i = blockIdx.x * 256LL + threadIdx.x; i < count; i += gridDim.x * 256LL) {
-    unsigned state = static_cast<unsigned>(i) * 2654435761u + seed;
+    unsigned state = static_cast<unsigned>(i) * 2654435761u + seed * 40503u + 1;
     float sum = 0;
     for (int k = 0; k < 4; ++k) {
       state ^= state << 13, state ^= state >> 17, state ^= state << 5;
@@ -63,144 +66,223 @@ struct Shape {
   std::int64_t c, out, side;
 };
 
+struct Configuration {
+  std::string name;
+  Tuning tuning;
+  bool channels_last = true;
+};
+
 template <class T>
-void run(const Shape& s, std::int64_t batch, DType dtype, bool tf32, const std::vector<Tuning>& tunings) {
-  const std::int64_t pixels = s.side * s.side;
-  T* x = make<T>(batch * s.c * pixels, 1, 1);
-  T* weight = make<T>(s.out * s.c * 9, 1 / std::sqrt(9.0f * static_cast<float>(s.c)), 2);
-  T* offset = make<T>(batch * 18 * pixels, 1, 3);
-  T* mask = make<T>(batch * 9 * pixels, 1, 4);
-  T* output = make<T>(batch * s.out * pixels, 1, 5);
-  DeformConv2dParams params;
-  params.padding[0] = params.padding[1] = 1;
-  params.allow_tf32 = tf32;
-  std::vector<float> first;
-  for (int layout = 0; layout < 2; ++layout) {
-    const bool last = layout == 0;
-    const TensorView vx = view(x, dtype, {batch, s.c, s.side, s.side}, last);
-    const TensorView vweight = view(weight, dtype, {s.out, s.c, 3, 3}, false);
-    const TensorView voffset = view(offset, dtype, {batch, 18, s.side, s.side}, false);
-    const TensorView vmask = view(mask, dtype, {batch, 9, s.side, s.side}, false);
-    const TensorView voutput = view(output, dtype, {batch, s.out, s.side, s.side}, last);
-    for (const Tuning& t : tunings) {
-      if (!last && (t.tile.positions != 0 || t.splits != 0 || t.patches >= 0 || t.half_blend)) continue;
-      const std::size_t bytes = deform_forward::workspace_tuned(vx, vweight, voffset, vmask, params, t);
+class Bench {
+ public:
+  Bench(const Shape& s, std::int64_t batch, DType dtype, bool tf32) : s_(s), batch_(batch), dtype_(dtype), tf32_(tf32) {
+    const std::int64_t pixels = s.side * s.side, bytes = batch * pixels * (s.c + s.out + 27) * std::int64_t{sizeof(T)};
+    sets_ = static_cast<int>(std::max<std::int64_t>(2, std::min<std::int64_t>(8, (std::int64_t{120} << 20) / bytes)));
+    for (int i = 0; i < sets_; ++i) {
+      const unsigned seed = 10 * static_cast<unsigned>(i);
+      x_.push_back(make<T>(batch * s.c * pixels, 1, seed + 1));
+      weight_.push_back(make<T>(s.out * s.c * 9, 1 / std::sqrt(9.0f * static_cast<float>(s.c)), seed + 2));
+      offset_.push_back(make<T>(batch * 18 * pixels, 2, seed + 3));
+      mask_.push_back(make<T>(batch * 9 * pixels, 1, seed + 4));
+      output_.push_back(make<T>(batch * s.out * pixels, 1, seed + 5));
+    }
+    require(cudaStreamCreate(&stream_));
+    require(cudaDeviceSynchronize());
+  }
+  ~Bench() {
+    for (const auto& list : {x_, weight_, offset_, mask_, output_}) {
+      for (T* data : list) cudaFree(data);
+    }
+    cudaStreamDestroy(stream_);
+  }
+  Bench(const Bench&) = delete;
+  Bench& operator=(const Bench&) = delete;
+
+  void run(const Configuration& c) {
+    DeformConv2dParams params;
+    params.padding[0] = params.padding[1] = 1;
+    params.allow_tf32 = tf32_;
+    const std::int64_t pixels = s_.side * s_.side;
+    const auto views = [&](int i) {
+      const auto at = static_cast<std::size_t>(i);
+      return std::vector<TensorView>{view(x_[at], dtype_, {batch_, s_.c, s_.side, s_.side}, c.channels_last),
+                                     view(weight_[at], dtype_, {s_.out, s_.c, 3, 3}, false),
+                                     view(offset_[at], dtype_, {batch_, 18, s_.side, s_.side}, false),
+                                     view(mask_[at], dtype_, {batch_, 9, s_.side, s_.side}, false),
+                                     view(output_[at], dtype_, {batch_, s_.out, s_.side, s_.side}, c.channels_last)};
+    };
+    std::string problem;
+    std::vector<float> times;
+    double difference = NAN;
+    try {
+      const std::vector<TensorView> first = views(0);
+      const std::size_t bytes =
+          deform_forward::workspace_tuned(first[0], first[1], first[2], first[3], params, c.tuning);
       void* memory = nullptr;
       require(cudaMalloc(&memory, bytes));
+      const auto call = [&](int i) {
+        const std::vector<TensorView> v = views(i);
+        deform_forward::forward_tuned(v[0], v[1], v[2], v[3], {}, params, {memory, bytes}, v[4], {stream_, 0},
+                                      c.tuning);
+      };
+      require(cudaMemset(output_[0], 0xff, static_cast<std::size_t>(batch_ * s_.out * pixels) * sizeof(T)));
+      call(0);
+      require(cudaStreamSynchronize(stream_));
+      if (c.channels_last) difference = compare();
+      cudaGraph_t graph;
+      cudaGraphExec_t replay;
+      require(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+      for (int i = 0; i < sets_; ++i) call(i);
+      require(cudaStreamEndCapture(stream_, &graph));
+      require(cudaGraphInstantiate(&replay, graph, 0));
       cudaEvent_t begin, end;
       require(cudaEventCreate(&begin));
       require(cudaEventCreate(&end));
-      std::vector<float> times;
-      const char* problem = nullptr;
-      try {
-        for (int i = 0; i < 25; ++i) {
-          require(cudaEventRecord(begin));
-          deform_forward::forward_tuned(vx, vweight, voffset, vmask, {}, params, {memory, bytes}, voutput, {}, t);
-          require(cudaEventRecord(end));
-          require(cudaEventSynchronize(end));
-          float ms = 0;
-          require(cudaEventElapsedTime(&ms, begin, end));
-          if (i >= 5) times.push_back(ms * 1000);
-        }
-      } catch (const Error& error) {
-        problem = "failed";
-        std::printf("%s\n", error.what());
+      for (int i = 0; i < 18; ++i) {
+        require(cudaEventRecord(begin, stream_));
+        require(cudaGraphLaunch(replay, stream_));
+        require(cudaEventRecord(end, stream_));
+        require(cudaEventSynchronize(end));
+        float ms = 0;
+        require(cudaEventElapsedTime(&ms, begin, end));
+        if (i >= 3) times.push_back(ms * 1000 / static_cast<float>(sets_));
       }
-      std::vector<T> result(static_cast<std::size_t>(batch * s.out * pixels));
-      require(cudaMemcpy(result.data(), output, result.size() * sizeof(T), cudaMemcpyDefault));
-      double difference = 0, square = 0;
-      if (last) {
-        if (first.empty()) {
-          for (const T& value : result) first.push_back(static_cast<float>(value));
-        }
-        for (std::size_t i = 0; i < result.size(); ++i) {
-          const double d = static_cast<double>(static_cast<float>(result[i])) - static_cast<double>(first[i]);
-          difference += d * d, square += static_cast<double>(first[i]) * static_cast<double>(first[i]);
-        }
-      }
-      std::sort(times.begin(), times.end());
-      const double us = problem != nullptr || times.empty() ? NAN : static_cast<double>(times[times.size() / 2]);
-      const double flops = 2.0 * 9 * static_cast<double>(batch * pixels * s.c * s.out);
-      std::printf(
-          "%s%s %lld->%lld@%lldx%lld %s%s tile %dx%d warps %dx%d blocks %d splits %d patches %d half_blend %d: "
-          "%.1f us %.0f TFLOP/s difference %.1e\n",
-          dtype_name(dtype), tf32 ? "(tf32)" : "", static_cast<long long>(s.c), static_cast<long long>(s.out),
-          static_cast<long long>(s.side), static_cast<long long>(s.side), last ? "nhwc" : "nchw",
-          t.simt    ? " simt"
-          : t.wgmma ? " wgmma"
-                    : " mma",
-          t.tile.positions, t.tile.channels, t.tile.warps_m, t.tile.warps_n, t.tile.blocks_per_sm, t.splits, t.patches,
-          t.half_blend ? 1 : 0, us, flops / us * 1e-6, std::sqrt(difference / (square + 1e-30)));
-      std::fflush(stdout);
       require(cudaEventDestroy(begin));
       require(cudaEventDestroy(end));
+      require(cudaGraphExecDestroy(replay));
+      require(cudaGraphDestroy(graph));
       require(cudaFree(memory));
+    } catch (const Error& error) {
+      problem = error.what();
+      cudaGraph_t graph = nullptr;
+      cudaStreamEndCapture(stream_, &graph);
+      cudaGetLastError();
+      require(cudaStreamDestroy(stream_));
+      require(cudaStreamCreate(&stream_));
     }
+    std::sort(times.begin(), times.end());
+    const double us = times.empty() ? NAN : static_cast<double>(times[times.size() / 2]);
+    const TileConfig& t = c.tuning.tile;
+    static bool comma = false;
+    std::printf("%s  {\"dtype\": \"%s%s\", \"shape\": [%lld, %lld, %lld], \"layout\": \"%s\", \"name\": \"%s\", ",
+                comma ? ",\n" : "", dtype_name(dtype_), tf32_ ? "(tf32)" : "", static_cast<long long>(s_.c),
+                static_cast<long long>(s_.out), static_cast<long long>(s_.side), c.channels_last ? "nhwc" : "nchw",
+                c.name.c_str());
+    comma = true;
+    std::printf("\"tile\": [%d, %d], \"warps\": [%d, %d], \"stages\": %d, \"blocks\": %d, \"splits\": %d, ",
+                t.positions, t.channels, t.warps_m, t.warps_n, t.stages, t.blocks_per_sm, c.tuning.splits);
+    std::printf("\"early\": %s, ", c.tuning.early ? "true" : "false");
+    if (problem.empty()) {
+      std::printf("\"us\": %.1f, \"difference\": ", us);
+      std::printf(std::isfinite(difference) ? "%.1e}" : "null}", difference);
+    } else {
+      std::printf("\"us\": null, \"problem\": \"%s\"}", problem.c_str());
+    }
+    std::fflush(stdout);
+    std::fprintf(
+        stderr, "%s%s %lld->%lld@%lld %s %-28s %dx%d warps %d+%d stages %d blocks %d splits %d: %7.1f us  %.1e %s\n",
+        dtype_name(dtype_), tf32_ ? "(tf32)" : "", static_cast<long long>(s_.c), static_cast<long long>(s_.out),
+        static_cast<long long>(s_.side), c.channels_last ? "nhwc" : "nchw", c.name.c_str(), t.positions, t.channels,
+        t.warps_m, t.warps_n, t.stages, t.blocks_per_sm, c.tuning.splits, us, difference, problem.c_str());
   }
-  for (T* data : {x, weight, offset, mask, output}) require(cudaFree(data));
+
+ private:
+  double compare() {
+    std::vector<T> result(static_cast<std::size_t>(batch_ * s_.out * s_.side * s_.side));
+    require(cudaMemcpy(result.data(), output_[0], result.size() * sizeof(T), cudaMemcpyDefault));
+    if (first_.empty()) {
+      for (const T& value : result) first_.push_back(static_cast<float>(value));
+    }
+    double difference = 0, square = 0;
+    for (std::size_t i = 0; i < result.size(); ++i) {
+      const double d = static_cast<double>(static_cast<float>(result[i])) - static_cast<double>(first_[i]);
+      difference += d * d, square += static_cast<double>(first_[i]) * static_cast<double>(first_[i]);
+    }
+    return std::sqrt(difference / (square + 1e-30));
+  }
+
+  Shape s_;
+  std::int64_t batch_;
+  DType dtype_;
+  bool tf32_;
+  int sets_ = 0;
+  std::vector<T*> x_, weight_, offset_, mask_, output_;
+  std::vector<float> first_;
+  cudaStream_t stream_ = nullptr;
+};
+
+std::vector<Configuration> configurations(const Shape& s) {
+  std::vector<Configuration> list;
+  const auto add = [&](const char* name) -> Tuning& {
+    list.push_back({name, {}, true});
+    return list.back().tuning;
+  };
+  const auto tile = [&](const char* name, TileConfig config, int splits) {
+    Tuning& t = add(name);
+    t.tile = config, t.splits = splits;
+  };
+  add("mma.sync").wgmma = false;
+  add("wgmma").ring = false;
+  add("ring");
+  add("ring, kernels in turn").early = false;
+  const int wide = s.out > 128 ? 2 : s.out > 64 ? 1 : 0;
+  if (wide == 2) {
+    tile("ring", {128, 256, 8, 8, 1, 3}, 0);
+    tile("ring", {64, 256, 8, 8, 1, 4}, 2);
+    tile("ring", {128, 128, 16, 4, 1, 3}, 2);
+  } else if (wide == 1) {
+    tile("ring", {128, 128, 8, 8, 1, 4}, 0);
+    tile("ring", {64, 128, 8, 4, 2, 3}, 1);
+  } else {
+    tile("ring", {128, 64, 8, 4, 2, 2}, 0);
+    tile("ring", {128, 64, 16, 4, 1, 4}, 0);
+    tile("ring", {64, 64, 8, 4, 2, 3}, 0);
+    tile("ring", {64, 64, 4, 4, 3, 3}, 0);
+  }
+  add("runs of positions").patches = 0;
+  add("half blend").study = Study::kHalfBlend;
+  add("no blend").study = Study::kNoBlend;
+  add("no gather").study = Study::kNoGather;
+  add("no product").study = Study::kNoProduct;
+  add("packing alone").kernels = deform_forward::kPrepare;
+  add("product alone").kernels = deform_forward::kProduct;
+  list.push_back({"ring", {}, false});
+  return list;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const std::int64_t batch = argc > 1 ? std::atoll(argv[1]) : 16;
-  const Shape shapes[] = {{2048, 256, 16}, {256, 128, 32}, {128, 64, 64}, {512, 256, 16}, {64, 64, 128}};
-  for (const Shape& s : shapes) {
-    std::vector<Tuning> tunings(1);
-    const auto add = [&](deform_forward::TileConfig tile, int splits, int patches, bool half_blend) {
-      tunings.push_back({tile, splits, patches, false, false, half_blend});
-    };
-    for (int splits : {1, 2, 3, 4, 8}) {  // the warpgroups' kernel
-      Tuning t;
-      t.splits = splits;
-      if (splits == 1 || s.out > 128) tunings.push_back(t);
+  cudaDeviceProp properties;
+  require(cudaGetDeviceProperties(&properties, 0));
+  std::printf("{\"device\": \"%s\", \"cuda\": %d, \"batch\": %lld, \"rows\": [\n", properties.name, CUDART_VERSION,
+              static_cast<long long>(batch));
+  const Shape shapes[] = {{256, 128, 32}, {128, 64, 64}, {512, 256, 16}, {2048, 256, 16}, {64, 64, 128}};
+  const int only = argc > 2 ? std::atoi(argv[2]) : -1;
+  for (int i = 0; i < 5; ++i) {
+    if (only >= 0 && i != only) continue;
+    const Shape& s = shapes[i];
+    {
+      Bench<__half> bench(s, batch, DType::kFloat16, false);
+      for (const Configuration& c : configurations(s)) bench.run(c);
     }
-    Tuning other;
-    other.tile =
-        s.out > 64 ? deform_forward::TileConfig{128, 128, 1, 8, 2} : deform_forward::TileConfig{128, 64, 1, 4, 3};
-    if (s.out <= 128) tunings.push_back(other);
-    if (s.out == 128) {
-      other.splits = 2;
-      tunings.push_back(other);
+    {
+      Bench<float> bench(s, batch, DType::kFloat32, true);
+      Configuration old{"wgmma", {}, true};
+      old.tuning.ring = false;
+      bench.run(old);
+      bench.run({"ring", {}, true});
     }
-    Tuning runs;
-    runs.patches = 0;
-    tunings.push_back(runs);
-    Tuning blended;
-    blended.half_blend = true;
-    tunings.push_back(blended);
-    for (int half_blend = 0; half_blend < 2; ++half_blend) {
-      const bool half = half_blend != 0;
-      if (s.out > 128) {
-        for (int splits : {3, 4, 8}) add({128, 256, 2, 4, 1}, splits, 1, half);
-        for (int splits : {2, 4}) add({64, 256, 2, 4, 1}, splits, 1, half);
-        for (int splits : {2, 4}) add({64, 256, 1, 4, 2}, splits, 1, half);
-        for (int splits : {2, 4}) add({128, 128, 2, 2, 2}, splits, 1, half);
-      } else if (s.out > 64) {
-        for (int splits : {1, 2}) add({128, 128, 2, 4, 1}, splits, 1, half);
-        for (int splits : {1, 2}) add({128, 128, 2, 2, 2}, splits, 1, half);
-        add({64, 128, 2, 4, 2}, 1, 1, half);
-        add({64, 128, 1, 4, 3}, 1, 1, half);
-      } else {
-        add({128, 64, 4, 2, 2}, 1, 1, half);
-        add({128, 64, 4, 1, 3}, 1, 1, half);
-        add({128, 64, 2, 2, 3}, 1, 1, half);
-        add({64, 64, 2, 2, 4}, 1, 1, half);
-        add({256, 64, 8, 1, 1}, 1, 1, half);
-      }
-      if (!half)
-        add({s.out > 128 ? 128 : 128,
-             s.out > 128  ? 256
-             : s.out > 64 ? 128
-                          : 64,
-             s.out > 64 ? 2 : 4, s.out > 64 ? 4 : 2, s.out > 64 ? 1 : 2},
-            s.out > 128 ? 4 : 1, 0, false);
-    }
-    run<__half>(s, batch, DType::kFloat16, false, tunings);
-    std::vector<Tuning> plain(1);
-    run<float>(s, batch, DType::kFloat32, true, plain);
-    plain.push_back({{1, 0, 0, 0, 0}, 0, -1, true, false, false});
-    run<float>(s, batch, DType::kFloat32, false, plain);
+    Bench<float> bench(s, batch, DType::kFloat32, false);
+    Configuration old{"mma.sync", {}, true}, other{"ring", {}, true};
+    old.tuning.wgmma = false;
+    bench.run(old);
+    bench.run({"ring", {}, true});
+    other.tuning.tile = {128, 64, 16, 4, 1, 3};
+    if (s.out <= 64) bench.run(other);
+    bench.run({"ring", {}, false});
   }
+  std::printf("\n]}\n");
   return 0;
 }

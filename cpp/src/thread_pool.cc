@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -16,6 +17,27 @@ namespace {
 
 thread_local bool inside_task = false;
 
+// Operations run in phases one shortly after the other: whoever went to sleep in between would find its caches used by
+// others, and waking takes longer than many a phase.
+constexpr std::chrono::microseconds kPatience{50};
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Looks at `done` until it holds or patience is at an end.
+template <class Done>
+void spin(Done done) {
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  while (!done() && std::chrono::steady_clock::now() < end) {
+    for (int i = 0; i < 16 && !done(); ++i) pause();
+  }
+}
+
 }  // namespace
 
 struct ThreadPool::State {
@@ -30,10 +52,12 @@ struct ThreadPool::State {
   ParallelFor::Task task = nullptr;
   void* argument = nullptr;
   std::int64_t count = 0;
+  bool open = false;  // workers may still join the present run
   std::atomic<std::int64_t> next{0};
-  int active = 0;  // workers still inside the present run
-  std::uint64_t generation = 0;
-  bool stop = false;
+  std::atomic<int> active{0};  // workers inside it; changes under the mutex
+  std::atomic<std::uint64_t> generation{0};
+  std::atomic<bool> stop{false};
+  bool patient = true;  // there is a core for each thread
 
   void drain(ParallelFor::Task run_task, void* run_argument, std::int64_t run_count) {
     inside_task = true;
@@ -45,9 +69,16 @@ struct ThreadPool::State {
     std::uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex);
     while (true) {
+      if (patient) {
+        lock.unlock();
+        spin([&] { return stop || generation != seen; });
+        lock.lock();
+      }
       wake.wait(lock, [&] { return stop || generation != seen; });
       if (stop) return;
       seen = generation;
+      if (!open) continue;  // the others were done before this one was awake
+      ++active;
       ParallelFor::Task run_task = task;
       void* run_argument = argument;
       std::int64_t run_count = count;
@@ -71,12 +102,18 @@ struct ThreadPool::State {
       argument = run_argument;
       count = run_count;
       next.store(0);
-      active = static_cast<int>(workers.size());
+      open = true;
       ++generation;
     }
     wake.notify_all();
     drain(run_task, run_argument, run_count);
     std::unique_lock<std::mutex> lock(mutex);
+    open = false;
+    if (patient && active != 0) {
+      lock.unlock();
+      spin([&] { return active == 0; });
+      lock.lock();
+    }
     idle.wait(lock, [&] { return active == 0; });
   }
 
@@ -95,6 +132,7 @@ ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
   if (threads < 1) threads = 1;
   state_->threads = threads;
   state_->owner = getpid();
+  state_->patient = static_cast<unsigned>(threads) <= std::thread::hardware_concurrency();
   state_->workers.reserve(static_cast<std::size_t>(threads - 1));
   try {
     for (int i = 1; i < threads; ++i) state_->workers.emplace_back([state = state_.get()] { state->work(); });

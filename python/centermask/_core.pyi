@@ -166,8 +166,11 @@ class PackedDeformConv2d:
         dilation: tuple[int, int],
         groups: int,
         relu: bool,
+        allow_bf16: bool,
         threads: int,
     ) -> None: ...
+    @property
+    def uses_bf16(self) -> bool: ...
     def __call__(
         self,
         x: NDArray[Any],

@@ -256,16 +256,29 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("output", metavar="OUT.onnx")
     parser.add_argument(
         "--profile",
-        choices=("standard",),
-        default="standard",
-        help="standard: operators of ONNX itself, runs in onnxruntime >= 1.25 (default, and the only one so far)",
+        choices=("fused", "standard", "decomposed"),
+        default="fused",
+        help="fused: our operators, for onnxruntime >= 1.16 with our library, and >= 1.25 without; standard: operators "
+        "of ONNX alone, for onnxruntime >= 1.25, TensorRT; decomposed: for any runtime, slower (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16"),
+        choices=("fp32", "fp16", "int8"),
         default="fp32",
-        help="of the stored weights; fp16 halves the file, arithmetic stays float32 (default: %(default)s)",
+        help="fp16: stored weights, which halves the file, arithmetic stays float32; int8: convolutions in 8 bits, "
+        "needs --calibration (default: %(default)s)",
     )
+    parser.add_argument("--calibration", metavar="DIR", help="pictures that int8 takes its scales from; a hundred do")
+    parser.add_argument(
+        "--masks",
+        choices=("none", "rle"),
+        default="none",
+        help="rle: finished masks among the outputs (fused alone; such a file needs our library)",
+    )
+    parser.add_argument(
+        "--size", type=int, metavar="PX", help="fix the input to a square of PX pixels (default: any size)"
+    )
+    parser.add_argument("--opset", type=int, metavar="N", help="18: for onnxruntime 1.15 (default: 19)")
     parser.add_argument(
         "--score", type=float, default=None, metavar="S", help="threshold for showing, 0..1 (default: 0.3)"
     )
@@ -284,6 +297,9 @@ def _add_export(commands: Any) -> None:
         default=[],
         metavar="NAME=FILE",
         help="take mask_ap, box_ap ... of an `eval --json` file",
+    )
+    parser.add_argument(
+        "--triton", metavar="DIR", help="also write a model repository for Triton Inference Server there"
     )
     parser.set_defaults(run=_export)
 
@@ -312,6 +328,10 @@ def _export(options: argparse.Namespace) -> int:
         Path(options.output),
         profile=options.profile,
         precision=options.precision,
+        masks=options.masks,
+        size=options.size,
+        opset=options.opset,
+        calibration=options.calibration,
         score_threshold=options.score,
         max_overlap=options.max_overlap,
         class_agnostic=options.class_agnostic,
@@ -321,6 +341,10 @@ def _export(options: argparse.Namespace) -> int:
     print(report.table())
     size = Path(options.output).stat().st_size / 1e6
     print(f"wrote {options.output}: {size:.1f} MB, verified, in {time.perf_counter() - start:.0f} s")
+    if options.triton:
+        from centermask.export.triton import write_repository
+
+        print(f"wrote {write_repository(options.output, options.triton)}")
     return 0
 
 

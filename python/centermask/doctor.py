@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from centermask import __version__
+from centermask import __version__, ort
 from centermask.predictor import embedded_models
 
 _OPTIONAL = ("torch", "torchvision", "timm", "lightning", "pycocotools", "onnx", "onnxscript", "supervision")
@@ -110,6 +110,15 @@ def _onnxruntime(warnings: list[str]) -> list[str]:
     except AttributeError:
         warnings.append("onnxruntime is broken: its files are incomplete; uninstall it and install it again")
         return [f"onnxruntime   {version}"]
-    if tuple(int(part) for part in version.split(".")[:2]) < (1, 25):
-        warnings.append(f"onnxruntime {version} has no DeformConv: models of the profile `standard` need 1.25 or newer")
-    return [f"onnxruntime   {version} ({' and '.join(installed) or 'no package record'}): {providers}"]
+    lines = [f"onnxruntime   {version} ({' and '.join(installed) or 'no package record'}): {providers}"]
+    has_deform_conv = tuple(int(part) for part in version.split(".")[:2]) >= (1, 25)
+    try:
+        ort.register(onnxruntime.SessionOptions())
+        lines.append(f"operators     {ort.library_path()}")
+        if not has_deform_conv:
+            lines.append("              models of the profile `standard` need onnxruntime 1.25 or newer, others run")
+    except ort.LibraryError as error:
+        lines.append("operators     none")
+        slow = "run slower" if has_deform_conv else "do not run, unless their profile is `decomposed`"
+        warnings.append(f"without our operators for onnxruntime models {slow}: {error}")
+    return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from centermask import ort
 from centermask.metadata import ModelFileError, ModelInfo
+
+_log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -62,6 +66,8 @@ class OnnxNetwork:
         path: The `.onnx` file.
         device: `auto` takes CUDA where the installed runtime can use it and the CPU otherwise; `cuda` insists.
         threads: Threads of the CPU provider; None leaves it to the runtime (one for each core).
+        library: Use this package's operators where the file asks for them. Without them, or where they cannot be loaded
+            (which is logged), the runtime takes their definitions in ONNX's own operators, which the file has with it.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -70,7 +76,9 @@ class OnnxNetwork:
         RuntimeError: `device="cuda"` and the runtime has no working CUDA provider.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, device: Device = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, device: Device = "auto", threads: int | None = None, library: bool = True
+    ) -> None:
         self.path = Path(path)
         runtime = import_onnxruntime()
         if not self.path.is_file():
@@ -84,11 +92,21 @@ class OnnxNetwork:
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
+        problem = "it was not asked for"
+        self._uses_library = library
+        if library:
+            try:
+                ort.register(options)
+            except ort.LibraryError as error:
+                self._uses_library, problem = False, str(error)
         providers = choose_providers(device, runtime.get_available_providers())
         try:
             self._session = runtime.InferenceSession(str(self.path), options, providers=providers)
         except Exception as error:  # the runtime's exceptions share no base class of their own
-            raise ModelFileError(explain_failure(self.path, str(error), runtime.__version__)) from None
+            reason = explain_failure(self.path, str(error), runtime.__version__)
+            if not self._uses_library:
+                reason += f"\nThe operators of this package, with which it may run, are not there: {problem}"
+            raise ModelFileError(reason) from None
         if device == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise RuntimeError(
                 "device='cuda': onnxruntime could not start its CUDA provider; its own message above names the library "
@@ -96,6 +114,8 @@ class OnnxNetwork:
             )
         self._info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(self.path))
         self._outputs = self._check_signature()
+        if library and not self._uses_library and self._info.profile == "fused":
+            _log.warning("%s runs by ONNX's own operators, which is slower: %s", self.path.name, problem)
 
     @property
     def info(self) -> ModelInfo:
@@ -107,12 +127,23 @@ class OnnxNetwork:
         """`cuda` or `cpu`: where the session runs."""
         return "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
 
+    @property
+    def uses_library(self) -> bool:
+        """Whether this package's operators are there for the session."""
+        return self._uses_library
+
+    @property
+    def makes_rle(self) -> bool:
+        """Whether the file gives finished masks too, for which it wants more inputs."""
+        return self._makes_rle
+
     def _check_signature(self) -> list[str]:
         wanted = list(NetworkOutput._fields[: 4 if self._info.mask_head == "none" else 6])
         inputs = [value.name for value in self._session.get_inputs()]
         outputs = [value.name for value in self._session.get_outputs()]
         missing = [name for name in wanted if name not in outputs]
-        if inputs != ["image"] or missing:
+        self._makes_rle = inputs == ["image", "image_to_input", "image_size"]
+        if missing or not (inputs == ["image"] or self._makes_rle):
             raise ModelFileError(
                 f"{self.path}: expected input 'image' and outputs {', '.join(wanted)}; "
                 f"got inputs {', '.join(inputs)} and outputs {', '.join(outputs)}"
@@ -123,8 +154,13 @@ class OnnxNetwork:
         """See `Network`."""
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.float32:
             raise ValueError(f"images must be float32 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
+        feeds: dict[str, NDArray[Any]] = {"image": images}
+        if self._makes_rle:
+            # The Predictor chooses instances before it makes masks: here they are made for pictures of one pixel.
+            feeds["image_to_input"] = np.tile(np.eye(2, 3), (len(images), 1, 1))
+            feeds["image_size"] = np.ones((len(images), 2), np.int64)
         try:
-            return NetworkOutput(*self._session.run(self._outputs, {"image": images}))
+            return NetworkOutput(*self._session.run(self._outputs, feeds))
         except Exception as error:  # the runtime's exceptions share no base class of their own
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise RuntimeError(f"{self.path} failed on an input of {list(images.shape)}: {reason}") from error
@@ -174,7 +210,7 @@ def explain_failure(path: Path, message: str, version: str) -> str:
     if [int(part) for part in parts] < [1, 25] and ("DeformConv" in message or "opset" in message.lower()):
         return (
             f"{path}: needs onnxruntime >= 1.25, which brought ai.onnx DeformConv; installed is {version}. "
-            "pip install -U onnxruntime (needs Python >= 3.11)"
+            "pip install -U onnxruntime (needs Python >= 3.11), or export it again with --profile fused or decomposed"
         )
     if path.suffix in (".pt", ".pth", ".ckpt"):
         return f"{path}: a checkpoint is not what runs here: make an .onnx file of it with `centermask export`"

@@ -109,6 +109,7 @@ void run_grid(const char* op, dim3 grid, dim3 block, std::size_t shared_bytes, c
 
 void* dynamic_shared() { return machine().shared(); }
 int lane() { return machine().lane(); }
+void poll(bool again) { machine().poll(again); }
 void stop(const char* message) { machine().abandon(message); }
 int block_barrier(int id, int threads, bool vote, const char* file, int line) {
   return machine().barrier(id, threads, vote, file, line);

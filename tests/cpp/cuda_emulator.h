@@ -85,6 +85,10 @@ void* dynamic_shared();
 // gave `vote`.
 int block_barrier(int id, int threads, bool vote, const char* file, int line);
 
+// For a thread that looks at memory until another one changes it: lets the others run. `again`: it has waited for this
+// before. If all threads that are left do nothing but wait again, the block waits for ever, which is an error.
+void poll(bool again);
+
 // Ends the launch with this message; for use in kernels, whose objects are not destroyed then.
 [[noreturn]] void stop(const char* message);
 
@@ -142,6 +146,11 @@ template <class... Parameters, class... Arguments>
 void launch(const char* op, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
             const CudaStream&, const Arguments&... arguments) {
   emulator::run_grid(op, grid, block, shared_bytes, [&] { kernel(arguments...); });
+}
+template <class... Parameters, class... Arguments>
+void launch_early(const char* op, bool, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                  const CudaStream& stream, const Arguments&... arguments) {
+  launch(op, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 void fill_bytes(const char* op, void* data, int value, std::size_t bytes, const CudaStream& stream);

@@ -32,6 +32,7 @@ struct Thread {
   State state = State::kReturned;
   int barrier = 0;
   bool started = false;
+  bool polls = false;              // came back without having found what it looks for
   WarpMeeting* meeting = nullptr;  // the one it waits in, or whose outcome it reads
 };
 
@@ -148,6 +149,14 @@ class Machine {
     return *meeting;
   }
 
+  // Lets the others run, as a thread does that looks at memory until it changes. `again`: and has
+  // done so before in vain.
+  void poll(bool again) {
+    Thread& self = running();
+    self.polls = again;
+    self.fiber.switch_to(scheduler_);
+  }
+
   // The thread's stack is left as it is: nothing on it may need a destructor, such as a message.
   [[noreturn]] void abandon(const char* message) {
     if (message != nullptr) failure_ = message;
@@ -218,10 +227,11 @@ class Machine {
       for (const int i : order_) {
         Thread& thread = *threads_[static_cast<std::size_t>(i)];
         if (thread.state != State::kReady) continue;
-        progress = true;
         current_ = i;
         threadIdx = thread.index;
+        thread.polls = false;
         scheduler_.switch_to(thread.fiber);
+        progress = progress || !thread.polls;
         if (!failure_.empty()) break;
       }
       if (!progress && failure_.empty()) failure_ = deadlock(count);
@@ -249,7 +259,9 @@ class Machine {
         continue;
       if (++shown > 6) continue;
       text << (shown > 1 ? ", " : " ") << describe(i);
-      if (thread.state == State::kBarrier) {
+      if (thread.state == State::kReady) {
+        text << " polls memory";
+      } else if (thread.state == State::kBarrier) {
         const Barrier& barrier = barriers_[thread.barrier];
         text << " at the barrier of " << barrier.file << ":" << barrier.line;
       } else {
@@ -259,7 +271,8 @@ class Machine {
     return text.str();
   }
   static bool same_wait(const Thread& a, const Thread& b) {
-    return a.state == b.state && (a.state == State::kBarrier ? a.barrier == b.barrier : a.meeting == b.meeting);
+    if (a.state != b.state || a.state == State::kReady) return a.state == b.state;
+    return a.state == State::kBarrier ? a.barrier == b.barrier : a.meeting == b.meeting;
   }
 
   bool release_if_full(int id) {

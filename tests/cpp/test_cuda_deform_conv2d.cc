@@ -266,6 +266,31 @@ void test_errors() {
               "x must be float32, float16 or bfloat16 on CUDA, got float64");
 }
 
+// Strides of dimensions with one element do not matter: such an x is read in place, as if they were those of a dense
+// one.
+void test_strides_of_one() {
+  const DeviceBuffer<unsigned char> memory(1 << 16);
+  for (const int one : {0, 2, 3}) {
+    std::int64_t shape[4] = {2, 16, 3, 5};
+    shape[one] = 1;
+    const TensorView dense =
+        device_view(memory, DType::kFloat16, {shape[0], shape[1], shape[2], shape[3]}, /*channels_last=*/true);
+    const TensorView weight = device_view(memory, DType::kFloat16, {8, 16, 3, 3});
+    const TensorView offset = device_view(memory, DType::kFloat16, {shape[0], 18, shape[2], shape[3]});
+    DeformConv2dParams params;
+    params.padding[0] = params.padding[1] = 1;
+    const std::size_t in_place = deform_conv2d_workspace_cuda(dense, weight, offset, {}, params);
+    for (const std::int64_t stride : {std::int64_t{1}, std::int64_t{7}, std::int64_t{-3}, std::int64_t{1} << 40}) {
+      TensorView x = dense;
+      x.stride[one] = stride;
+      CHECK(deform_conv2d_workspace_cuda(x, weight, offset, {}, params) == in_place);
+    }
+    TensorView odd = dense;  // where it does matter
+    odd.stride[one == 3 ? 2 : 3] += 1;
+    CHECK(deform_conv2d_workspace_cuda(odd, weight, offset, {}, params) > in_place);
+  }
+}
+
 #if defined(CENTERMASK_CUDA_EMULATED)
 // A card that runs what was made for another one: PTX of sm_75, and sm_90's code without wgmma.
 void test_other_code() {
@@ -309,6 +334,7 @@ int main() {
 #else
   test_against_cpu();
 #endif
+  test_strides_of_one();
   test_errors();
   return check_result();
 }

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from centermask import _core, ops
+from centermask.ops import PackedDeformConv2d
 
 ISAS = _core.isa_available()
 # Rounding of sums of up to a few thousand products of size about 1 (float32: eps 6e-8, float64: 1e-16).
@@ -173,6 +174,9 @@ SHAPES = {
         1, 65, 16, 11, 34, (5, 5), padding=(4, 2), dilation=(2, 1), mask=False, bias=False, dtype=dtype
     ),
     "1x1, one channel": lambda dtype: make_problem(5, 1, 6, 1, 1, (1, 1), dtype=dtype),
+    # More out channels than sums are kept of, more taps and channels than are sampled together.
+    "wide": lambda dtype: make_problem(1, 6, 4, 5, 2100, (3, 3), padding=(1, 1), dtype=dtype),
+    "7x7": lambda dtype: make_problem(1, 84, 9, 8, 5, (7, 7), padding=(3, 3), dtype=dtype),
     "whole offsets": lambda dtype: make_problem(2, 16, 7, 9, 8, (3, 3), padding=(1, 1), dtype=dtype, spread=0.0),
 }
 
@@ -300,6 +304,18 @@ def test_threads_do_not_change_results(isa: str) -> None:
                     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_batch_is_its_images(isa: str) -> None:
+    """Of large images only some are held at once."""
+    p = make_problem(5, 48, 50, 60, 20, (3, 3), padding=(1, 1))
+    with instruction_set(isa):
+        for threads in (1, 2):
+            whole = ops.deform_conv2d(*p.tensors, **p.geometry, threads=threads)
+            for i in range(5):
+                one = (p.x[i : i + 1], p.weight, p.offset[i : i + 1], p.mask[i : i + 1], p.bias)
+                np.testing.assert_array_equal(ops.deform_conv2d(*one, **p.geometry, threads=threads), whole[i : i + 1])
+
+
 def test_float32_offsets_with_float64_data() -> None:
     p = make_problem(1, 5, 6, 7, 3, (3, 3), padding=(1, 1), dtype="float64")
     p.offset, p.mask = p.offset.astype(np.float32), p.mask.astype(np.float32)
@@ -394,5 +410,60 @@ def test_packed_weights_belong_to_an_instruction_set() -> None:
     p = make_problem(1, 4, 6, 6, 3, (3, 3), padding=(1, 1))
     with instruction_set(ISAS[0]):
         packed = ops.PackedDeformConv2d(p.weight, p.bias, **p.geometry)
-    with instruction_set(ISAS[1]), pytest.raises(ValueError, match="packed weight was made for another shape or instr"):
+    with instruction_set(ISAS[1]), pytest.raises(ValueError, match="packed weight was made for another shape, p"):
         packed(p.x, p.offset, p.mask)
+
+
+def has_bf16() -> bool:
+    return PackedDeformConv2d(np.zeros((1, 2, 1, 1), np.float32), allow_bf16=True).uses_bf16
+
+
+@pytest.mark.skipif(not has_bf16(), reason="no AVX512-BF16")
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    "p",
+    [
+        make_problem(3, 96, 20, 20, 64, (3, 3), padding=(1, 1)),
+        make_problem(2, 24, 19, 23, 40, (3, 3), stride=(2, 2), padding=(1, 1), groups=4, offset_groups=3),
+        make_problem(1, 130, 7, 1, 34, (5, 5), padding=(4, 2), dilation=(2, 1), mask=False, bias=False),
+        make_problem(1, 2, 6, 5, 1, (7, 7), padding=(3, 3)),
+    ],
+    ids=["neck", "groups", "odd sizes", "many taps"],
+)
+def test_products_in_bfloat16(p: Problem, relu: bool) -> None:
+    activation = "relu" if relu else None
+    exact = ops.deform_conv2d(*p.tensors, **p.geometry, activation=activation)
+    packed = PackedDeformConv2d(p.weight, p.bias, **p.geometry, activation=activation, allow_bf16=True)
+    assert packed.uses_bf16
+    actual = packed(p.x, p.offset, p.mask)
+    # Each factor is off by at most 2**-9 of itself and by a third of that in the mean; errors of many products cancel.
+    error = np.linalg.norm(actual - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 5e-3
+    for threads in (1, 3):
+        again = PackedDeformConv2d(
+            p.weight, p.bias, **p.geometry, activation=activation, allow_bf16=True, threads=threads
+        )
+        np.testing.assert_array_equal(again(p.x, p.offset, p.mask), actual)
+
+
+@pytest.mark.skipif(not has_bf16(), reason="no AVX512-BF16")
+def test_bfloat16_reads_nothing_that_is_not_there() -> None:
+    p = make_problem(1, 34, 6, 5, 7, (3, 3), padding=(1, 1), groups=1)
+    x = np.full((1, 50, 6, 5), np.nan, np.float32)
+    x[:, :34] = p.x  # what lies beside the channels in memory
+    packed = PackedDeformConv2d(p.weight, p.bias, **p.geometry, allow_bf16=True)
+    np.testing.assert_array_equal(packed(x[:, :34], p.offset, p.mask), packed(p.x, p.offset, p.mask))
+    p.offset[:] = 1e9
+    np.testing.assert_array_equal(packed(p.x, p.offset, p.mask), np.broadcast_to(p.bias[:, None, None], (1, 7, 6, 5)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("c", [16, 17])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bfloat16_is_left_where_it_cannot_be(isa: str, c: int, dtype: str) -> None:
+    p = make_problem(1, c, 6, 5, 7, (3, 3), padding=(1, 1), dtype=dtype)
+    with instruction_set(isa):
+        packed = PackedDeformConv2d(p.weight, p.bias, **p.geometry, allow_bf16=True)
+        assert packed.uses_bf16 == (has_bf16() and isa == "avx512" and c == 16 and dtype == "float32")
+        if not packed.uses_bf16:
+            np.testing.assert_array_equal(packed(p.x, p.offset, p.mask), ops.deform_conv2d(*p.tensors, **p.geometry))

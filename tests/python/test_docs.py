@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,17 @@ def test_the_contract_lists_exactly_the_metadata_that_is_written() -> None:
     written = ModelInfo.from_config(ModelConfig(class_names=("a",), category_ids=(1,))).to_metadata()
     text = (ROOT / "docs" / "model_contract.md").read_text()
     assert set(re.findall(r"`(centermask\.\w+)`", text)) == set(written)
+
+
+def test_tables_say_what_the_files_say() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import figures
+    finally:
+        sys.path.pop(0)
+    pages = [page for page in PAGES if figures.BLOCK.search(page.read_text())]
+    assert {page.name for page in pages} == {"convergence.md", "training.md"}
+    stale = [page.name for page in pages if figures.renewed(page.read_text()) != page.read_text()]
+    assert not stale, "python benchmarks/figures.py"
+    names = re.findall(r"<!-- figures: ([\w-]+) -->", "".join(page.read_text() for page in pages))
+    assert set(names) == set(figures.TABLES)

@@ -60,7 +60,8 @@ def build(name: str) -> CenterMask:
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     model = build(request.param)
     path = tmp_path_factory.mktemp("export") / "model.onnx"
-    report = export(model, path, score_threshold=0.25, training_data="nothing", ap={"toys mask_ap": 0.5})
+    settings = {"score_threshold": 0.25, "training_data": "nothing", "ap": {"toys mask_ap": 0.5}}
+    report = export(model, path, profile="standard", **settings)
     return model, path, report
 
 
@@ -111,7 +112,7 @@ def test_the_file_follows_the_contract(exported) -> None:
     proto = onnx.load(path)
     assert [value.name for value in proto.graph.input] == ["image"]
     assert [value.name for value in proto.graph.output] == list(NetworkOutput._fields)
-    assert {opset.domain: opset.version for opset in proto.opset_import} == {"": 20}
+    assert {opset.domain: opset.version for opset in proto.opset_import} == {"": 19}
     for node in proto.graph.node:
         if node.op_type == "DeformConv":  # TensorRT: mask and bias given, pads symmetric
             assert len(node.input) == 5
@@ -317,8 +318,15 @@ def test_a_file_that_differs_is_not_put_in_place(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"profile": "fused"}, "profile must be standard, got 'fused'"),
-        ({"precision": "int8"}, "precision must be fp32 or fp16, got 'int8'"),
+        ({"profile": "fast"}, "profile must be one of fused, standard, decomposed; got 'fast'"),
+        ({"precision": "int4"}, "precision must be one of fp32, fp16, int8; got 'int4'"),
+        ({"precision": "int8"}, "precision='int8' and calibration (a folder of pictures) need each other"),
+        ({"calibration": "."}, "precision='int8' and calibration (a folder of pictures) need each other"),
+        ({"masks": "rle", "profile": "standard"}, "masks='rle' needs the profile fused, got 'standard'"),
+        ({"masks": "png"}, "masks must be one of none, rle; got 'png'"),
+        ({"opset": 18, "profile": "standard"}, "opset must be 18 (not for the profile standard) or 19, got 18"),
+        ({"opset": 17}, "opset must be 18 (not for the profile standard) or 19, got 17"),
+        ({"size": 100}, "size must be a multiple of 32, got 100"),
         ({"score_threshold": 2.0}, "score_threshold must be in 0..1, got 2.0"),
     ],
 )

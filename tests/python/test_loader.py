@@ -171,3 +171,18 @@ def test_real_batches_hold_together(names):
             assert columns.max() < torch.ceil(box[2] / 4 + 0.126)
             assert rows.min() >= torch.floor(box[1] / 4 - 0.126)
             assert rows.max() < torch.ceil(box[3] / 4 + 0.126)
+
+
+def test_the_samples_of_a_step_have_one_size_that_varies(data):
+    """Two processes with two batches a step each: all four batches of a step show the same size."""
+    shared = {"batch_size": 1, "batches_a_step": 2, "sizes": (64, 96, 128), "world_size": 2}
+    epochs = range(3)
+    first, second = ([b for e in epochs for b in epoch_of(data, e, rank=rank, **shared)] for rank in (0, 1))
+    sides = [[b.image.shape[1] for b in group] for group in (first, second)]
+    steps = list(zip(sides[0][::2], sides[0][1::2], sides[1][::2], sides[1][1::2], strict=True))
+    assert len(steps) == 6  # seven pictures fill two steps of four in each of three epochs
+    assert all(len(set(step)) == 1 for step in steps)
+    assert len({step[0] for step in steps}) > 1
+    assert {b.masks.shape[1] * 4 == b.image.shape[1] for b in first} == {True}
+    again = [b for e in epochs for b in epoch_of(data, e, rank=0, workers=1, **shared)]
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))

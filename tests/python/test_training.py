@@ -20,9 +20,9 @@ from centermask.config import ModelConfig, PreprocessConfig
 from centermask.nn.model import CenterMask
 from centermask.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from centermask.training.evaluate import evaluate_model
-from centermask.training.loop import Trainer, freeze_backbone, learning_rate_factor
+from centermask.training.loop import Trainer
 from centermask.training.objective import Objective
-from centermask.training.optimizer import parameter_groups
+from centermask.training.optimizer import freeze_backbone, learning_rate_factor, parameter_groups
 from centermask.training.settings import TrainConfig
 
 TINY = "test_efficientnet"
@@ -85,7 +85,7 @@ def weights_of(path):
     ("variant", "schedule", "extras"),
     [
         ("conv-dynamic", "cosine", {"aux_weight": 1.0, "mosaic": 0.5, "copy_paste": 0.5, "rotation": 10.0}),
-        ("dcn-shape", "step", {}),
+        ("dcn-shape", "step", {"multi_scale": 0.5}),
     ],
 )
 def test_a_stopped_run_goes_on_exactly(settings, tmp_path, variant, schedule, extras, caplog):

@@ -192,9 +192,11 @@ void backward_on_cuda(const py::object& grad_output, const py::object& x, const 
 class PackedDeformConv2d {
  public:
   PackedDeformConv2d(const py::object& weight, const py::object& bias, const Pair& stride, const Pair& padding,
-                     const Pair& dilation, std::int64_t groups, bool relu, int threads)
+                     const Pair& dilation, std::int64_t groups, bool relu, bool allow_bf16, int threads)
       : bias_(bias), params_(make_params(stride, padding, dilation, groups, relu)) {
+    params_.allow_bf16 = allow_bf16;
     const TensorView view = view_of(weight, kOp, "weight");
+    uses_bf16_ = deform_conv2d_uses_bf16_cpu(view, params_);
     const std::size_t bytes = deform_conv2d_packed_bytes_cpu(view, params_);
     packed_.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
     if (!packed_) throw std::bad_alloc();
@@ -221,9 +223,12 @@ class PackedDeformConv2d {
     return output;
   }
 
+  bool uses_bf16() const { return uses_bf16_; }
+
  private:
   py::object bias_;
   DeformConv2dParams params_;
+  bool uses_bf16_ = false;
   TensorView weight_;
   std::unique_ptr<void, Free> packed_;
 };
@@ -246,9 +251,10 @@ void register_deform_conv2d(py::module_& module) {
 #endif
   py::class_<PackedDeformConv2d>(module, "PackedDeformConv2d")
       .def(py::init<const py::object&, const py::object&, const Pair&, const Pair&, const Pair&, std::int64_t, bool,
-                    int>(),
+                    bool, int>(),
            arg("weight"), arg("bias"), arg("stride"), arg("padding"), arg("dilation"), arg("groups"), arg("relu"),
-           arg("threads"))
+           arg("allow_bf16"), arg("threads"))
+      .def_property_readonly("uses_bf16", &PackedDeformConv2d::uses_bf16)
       .def("__call__", &PackedDeformConv2d::call, arg("x"), arg("offset"), arg("mask"), arg("threads"));
 }
 

@@ -122,6 +122,10 @@ inline void ldmatrix_x4_trans(std::uint32_t (&r)[4], const void* row) {
   }
 }
 
+inline float4 load_shared(const float4* shared) { return *shared; }
+inline uint4 load_shared(const uint4* shared) { return *shared; }
+inline uint4 load_global(const void* global) { return *static_cast<const uint4*>(global); }
+
 inline void cp_async_16(void* shared, const void* global) { std::memcpy(shared, global, 16); }
 inline void cp_async_16_or_zero(void* shared, const void* global, bool present) {
   if (present) {
@@ -212,6 +216,33 @@ __device__ __forceinline__ void ldmatrix_x4_trans(std::uint32_t (&r)[4], const v
 #else
   __trap();
 #endif
+}
+
+// One load, where the compiler might make four.
+__device__ __forceinline__ float4 load_shared(const float4* shared) {
+  float4 value;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];\n"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "r"(shared_address(shared)));
+  return value;
+}
+
+__device__ __forceinline__ uint4 load_shared(const uint4* shared) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(shared_address(shared)));
+  return value;
+}
+
+// 16 aligned bytes of global memory; unlike __ldg, never moved across a barrier.
+__device__ __forceinline__ uint4 load_global(const void* global) {
+  uint4 value;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(global)
+               : "memory");
+  return value;
 }
 
 // 16 bytes from global to shared memory, past the L1 cache; both 16-byte aligned.

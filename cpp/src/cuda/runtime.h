@@ -63,6 +63,36 @@ void launch(const char* op, void (*kernel)(Parameters...), dim3 grid, dim3 block
   // clang-format on
   check(cudaGetLastError(), op, "launch");
 }
+
+// The same for a kernel that calls wait_for_kernel_before() (pipeline.h): with `early`, on sm_90 or newer, it may begin
+// when the kernel before it on the stream says so.
+template <class... Parameters, class... Arguments>
+void launch_early(const char* op, bool early, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                  std::size_t shared_bytes, const CudaStream& stream, const Arguments&... arguments) {
+#if CUDART_VERSION >= 12030
+  static const bool able = [] {  // graphs capture such launches since the driver of CUDA 12.3
+    int driver = 0;
+    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12030;
+  }();
+  if (!early || !able) return launch(op, kernel, grid, block, shared_bytes, stream, arguments...);
+  if (shared_bytes > 48 * 1024) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          op, "shared memory");
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream.handle);
+  config.attrs = &attribute, config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), op, "launch");
+#else
+  static_cast<void>(early);
+  launch(op, kernel, grid, block, shared_bytes, stream, arguments...);
+#endif
+}
 #endif
 
 // Sets device memory to a byte, on the stream.

@@ -26,9 +26,9 @@ __device__ __forceinline__ int swizzled(int row, int vector) { return row * 128 
 
 namespace twin {
 
-// d += a * b: 64 rows of a and 8 * kTiles of b, `k`: which 32 bytes of the rows.
+// d += a * b (without `add` d = a * b): 64 rows of a and 8 * kTiles of b, `k`: which 32 bytes of the rows.
 template <class T, int kTiles, class Decode>
-void wgmma(float (&d)[kTiles][4], const void* a, const void* b, int k, Decode decode) {
+void wgmma(float (&d)[kTiles][4], const void* a, const void* b, int k, bool add, Decode decode) {
   const int thread = static_cast<int>(threadIdx.x % 128), lane = thread % 32;
   const auto element = [&](const void* operand, int row, int i) {
     const int byte = 32 * k + i * static_cast<int>(sizeof(T));
@@ -40,7 +40,7 @@ void wgmma(float (&d)[kTiles][4], const void* a, const void* b, int k, Decode de
   for (int j = 0; j < kTiles; ++j) {
     for (int i = 0; i < 4; ++i) {
       const int row = thread / 32 * 16 + lane / 4 + i / 2 * 8, column = j * 8 + lane % 4 * 2 + i % 2;
-      double sum = static_cast<double>(d[j][i]);
+      double sum = add ? static_cast<double>(d[j][i]) : 0.0;
       for (int e = 0; e < 32 / static_cast<int>(sizeof(T)); ++e) sum += element(a, row, e) * element(b, column, e);
       d[j][i] = static_cast<float>(sum);
     }
@@ -50,20 +50,24 @@ void wgmma(float (&d)[kTiles][4], const void* a, const void* b, int k, Decode de
 }  // namespace twin
 
 template <int kTiles>
-void wgmma_f16(float (&d)[kTiles][4], const void* a, const void* b, int k) {
-  twin::wgmma<__half>(d, a, b, k, [](__half value) { return __half2float(value); });
+void wgmma_f16(float (&d)[kTiles][4], const void* a, const void* b, int k, bool add = true) {
+  twin::wgmma<__half>(d, a, b, k, add, [](__half value) { return __half2float(value); });
 }
 template <int kTiles>
-void wgmma_bf16(float (&d)[kTiles][4], const void* a, const void* b, int k) {
-  twin::wgmma<__nv_bfloat16>(d, a, b, k, [](__nv_bfloat16 value) { return __bfloat162float(value); });
+void wgmma_bf16(float (&d)[kTiles][4], const void* a, const void* b, int k, bool add = true) {
+  twin::wgmma<__nv_bfloat16>(d, a, b, k, add, [](__nv_bfloat16 value) { return __bfloat162float(value); });
 }
 template <int kTiles>
-void wgmma_tf32(float (&d)[kTiles][4], const void* a, const void* b, int k) {
-  twin::wgmma<std::uint32_t>(d, a, b, k, [](std::uint32_t bits) { return twin::bits_to_float(bits & 0xffffe000u); });
+void wgmma_tf32(float (&d)[kTiles][4], const void* a, const void* b, int k, bool add = true) {
+  twin::wgmma<std::uint32_t>(d, a, b, k, add,
+                             [](std::uint32_t bits) { return twin::bits_to_float(bits & 0xffffe000u); });
 }
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}
-inline void wgmma_wait() {}
+template <int kPending = 0>
+inline void wgmma_wait() {
+  emulator::warp_meet(0xffffffffu, nullptr, 0, "wgmma.wait_group");
+}
 inline void publish_to_async() {}
 inline unsigned char* align_for_swizzle(unsigned char* shared) {
   return shared + (kSwizzleAlign - reinterpret_cast<std::uintptr_t>(shared) % kSwizzleAlign) % kSwizzleAlign;
@@ -78,12 +82,12 @@ __device__ __forceinline__ std::uint64_t wgmma_operand(const void* shared, int k
 }
 
 #if CENTERMASK_HAVE_WGMMA
-#define CENTERMASK_WGMMA(n, types, immediates, registers, operands, ...)                                          \
-  const std::uint64_t left = wgmma_operand(a, k), right = wgmma_operand(b, k);                                    \
-  asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 1, 1;\nwgmma.mma_async.sync.aligned.m64n" n types " {" registers \
-               "}, " operands ", p, 1, 1" immediates ";\n}\n"                                                     \
-               : __VA_ARGS__                                                                                      \
-               : "l"(left), "l"(right))
+#define CENTERMASK_WGMMA(n, types, immediates, registers, operands, added, ...)                            \
+  const std::uint64_t left = wgmma_operand(a, k), right = wgmma_operand(b, k);                             \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " added ", 0;\nwgmma.mma_async.sync.aligned.m64n" n types \
+               " {" registers "}, " operands ", p, 1, 1" immediates ";\n}\n"                               \
+               : __VA_ARGS__                                                                               \
+               : "l"(left), "l"(right), "r"(add ? 1 : 0))
 #define CENTERMASK_WGMMA_LOW                                                                                       \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31"
@@ -94,11 +98,11 @@ __device__ __forceinline__ std::uint64_t wgmma_operand(const void* shared, int k
 #define CENTERMASK_WGMMA_32(j)                                                                            \
   CENTERMASK_WGMMA_4(j), CENTERMASK_WGMMA_4(j + 1), CENTERMASK_WGMMA_4(j + 2), CENTERMASK_WGMMA_4(j + 3), \
       CENTERMASK_WGMMA_4(j + 4), CENTERMASK_WGMMA_4(j + 5), CENTERMASK_WGMMA_4(j + 6), CENTERMASK_WGMMA_4(j + 7)
-#define CENTERMASK_WGMMA_128(types, immediates)                                                      \
-  CENTERMASK_WGMMA("128", types, immediates, CENTERMASK_WGMMA_LOW CENTERMASK_WGMMA_HIGH, "%64, %65", \
+#define CENTERMASK_WGMMA_128(types, immediates)                                                             \
+  CENTERMASK_WGMMA("128", types, immediates, CENTERMASK_WGMMA_LOW CENTERMASK_WGMMA_HIGH, "%64, %65", "%66", \
                    CENTERMASK_WGMMA_32(0), CENTERMASK_WGMMA_32(8))
 #define CENTERMASK_WGMMA_64(types, immediates) \
-  CENTERMASK_WGMMA("64", types, immediates, CENTERMASK_WGMMA_LOW, "%32, %33", CENTERMASK_WGMMA_32(0))
+  CENTERMASK_WGMMA("64", types, immediates, CENTERMASK_WGMMA_LOW, "%32, %33", "%34", CENTERMASK_WGMMA_32(0))
 #else
 #define CENTERMASK_WGMMA_128(types, immediates) __trap()
 #define CENTERMASK_WGMMA_64(types, immediates) __trap()
@@ -106,22 +110,22 @@ __device__ __forceinline__ std::uint64_t wgmma_operand(const void* shared, int k
 
 // d += a * b for 64 rows of a and 128 (or 64) of b, over 32 bytes of K, the k-th of the 128. Lane 4*g + t of warp w has
 // rows 16*w + g (d[j][0], d[j][1]) and g + 8, and of columns 8*j + 2*t and the next.
-__device__ __forceinline__ void wgmma_f16(float (&d)[16][4], const void* a, const void* b, int k) {
+__device__ __forceinline__ void wgmma_f16(float (&d)[16][4], const void* a, const void* b, int k, bool add = true) {
   CENTERMASK_WGMMA_128("k16.f32.f16.f16", ", 0, 0");
 }
-__device__ __forceinline__ void wgmma_f16(float (&d)[8][4], const void* a, const void* b, int k) {
+__device__ __forceinline__ void wgmma_f16(float (&d)[8][4], const void* a, const void* b, int k, bool add = true) {
   CENTERMASK_WGMMA_64("k16.f32.f16.f16", ", 0, 0");
 }
-__device__ __forceinline__ void wgmma_bf16(float (&d)[16][4], const void* a, const void* b, int k) {
+__device__ __forceinline__ void wgmma_bf16(float (&d)[16][4], const void* a, const void* b, int k, bool add = true) {
   CENTERMASK_WGMMA_128("k16.f32.bf16.bf16", ", 0, 0");
 }
-__device__ __forceinline__ void wgmma_bf16(float (&d)[8][4], const void* a, const void* b, int k) {
+__device__ __forceinline__ void wgmma_bf16(float (&d)[8][4], const void* a, const void* b, int k, bool add = true) {
   CENTERMASK_WGMMA_64("k16.f32.bf16.bf16", ", 0, 0");
 }
-__device__ __forceinline__ void wgmma_tf32(float (&d)[16][4], const void* a, const void* b, int k) {
+__device__ __forceinline__ void wgmma_tf32(float (&d)[16][4], const void* a, const void* b, int k, bool add = true) {
   CENTERMASK_WGMMA_128("k8.f32.tf32.tf32", "");
 }
-__device__ __forceinline__ void wgmma_tf32(float (&d)[8][4], const void* a, const void* b, int k) {
+__device__ __forceinline__ void wgmma_tf32(float (&d)[8][4], const void* a, const void* b, int k, bool add = true) {
   CENTERMASK_WGMMA_64("k8.f32.tf32.tf32", "");
 }
 
@@ -143,10 +147,11 @@ __device__ __forceinline__ void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
 #endif
 }
-// Until all committed products are done.
+// Until at most so many of the committed groups of products are not done.
+template <int kPending = 0>
 __device__ __forceinline__ void wgmma_wait() {
 #if CENTERMASK_HAVE_WGMMA
-  asm volatile("wgmma.wait_group.sync.aligned 0;\n" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
 #endif
 }
 __device__ __forceinline__ void publish_to_async() {

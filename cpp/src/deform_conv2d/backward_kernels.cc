@@ -16,7 +16,7 @@ namespace centermask::deform {
 namespace {
 
 struct Scratch {
-  std::int64_t panel, corners, dots, total;
+  std::int64_t panel, corners, places, dots, total;
 };
 
 template <class T>
@@ -25,7 +25,8 @@ Scratch scratch_of(const BackwardPlan& plan) {
   Scratch scratch;
   scratch.panel = 0;
   scratch.corners = round_up(plan.tile_rows * plan.panel_stride, 16);
-  scratch.dots = scratch.corners + kCornerArrays * rows;
+  scratch.places = scratch.corners + rows / kCornerPositions * kCornerElements<T>;
+  scratch.dots = scratch.places + 3 * rows;
   scratch.total = scratch.dots + 4 * rows;
   return scratch;
 }
@@ -38,7 +39,7 @@ std::int64_t scratch_elements(const BackwardPlan& plan) {
 // One tap of the tile. `panel` holds the gradients of the tap's columns; afterwards, with kColumn, the columns.
 // dots[k][p] = (column gradient) . (corner k) over the channels.
 template <class T, bool kScatter, bool kColumn, bool kDots>
-void resample(const BackwardPlan& plan, const Corners<T>& corners, const T* pixels, T* grad_pixels, std::int64_t first,
+void resample(const BackwardPlan& plan, const CornerBlock<T>* corners, const T* pixels, T* grad_pixels, std::int64_t first,
               std::int64_t positions, T* panel, T* const (&dots)[4]) {
   const std::int64_t out_pixels = plan.shape.out_height * plan.shape.out_width;
   const std::int64_t width = plan.width;
@@ -51,10 +52,12 @@ void resample(const BackwardPlan& plan, const Corners<T>& corners, const T* pixe
       image += plan.image_stride;
       next_image += out_pixels;
     }
+    const CornerBlock<T>& four = corners[p / kCornerPositions];
+    const std::int64_t lane = p % kCornerPositions;
     std::int64_t at[4];
-    for (int k = 0; k < 4; ++k) at[k] = image + corners.index[k][p] * width;
-    const Vector<T> w0 = splat(corners.weight[0][p]), w1 = splat(corners.weight[1][p]);
-    const Vector<T> w2 = splat(corners.weight[2][p]), w3 = splat(corners.weight[3][p]);
+    for (int k = 0; k < 4; ++k) at[k] = image + four.index[k][lane] * width;
+    const Vector<T> w0 = splat(four.weight[0][lane]), w1 = splat(four.weight[1][lane]);
+    const Vector<T> w2 = splat(four.weight[2][lane]), w3 = splat(four.weight[3][lane]);
     Vector<T> dot0{}, dot1{}, dot2{}, dot3{};
     T* row = panel + p * plan.panel_stride;
     for (std::int64_t c = 0; c < width; c += kLanes<T>) {
@@ -96,10 +99,10 @@ void resample(const BackwardPlan& plan, const Corners<T>& corners, const T* pixe
 }
 
 template <class T>
-void resample_any(const BackwardPlan& plan, const Corners<T>& corners, const T* pixels, T* grad_pixels,
+void resample_any(const BackwardPlan& plan, const CornerBlock<T>* corners, const T* pixels, T* grad_pixels,
                   std::int64_t first, std::int64_t positions, T* panel, T* const (&dots)[4]) {
   using Function =
-      void (*)(const BackwardPlan&, const Corners<T>&, const T*, T*, std::int64_t, std::int64_t, T*, T* const(&)[4]);
+      void (*)(const BackwardPlan&, const CornerBlock<T>*, const T*, T*, std::int64_t, std::int64_t, T*, T* const(&)[4]);
   static constexpr Function kFunctions[8] = {resample<T, false, false, false>, resample<T, false, false, true>,
                                              resample<T, false, true, false>,  resample<T, false, true, true>,
                                              resample<T, true, false, false>,  resample<T, true, false, true>,
@@ -110,10 +113,10 @@ void resample_any(const BackwardPlan& plan, const Corners<T>& corners, const T* 
 
 // From the four dot products to the derivatives by dy, dx and mask.
 template <class T>
-void place_gradients(const Corners<T>& corners, T* const (&dots)[4], std::int64_t positions, T* grad_y, T* grad_x,
+void place_gradients(const Places<T>& places, T* const (&dots)[4], std::int64_t positions, T* grad_y, T* grad_x,
                      T* grad_mask) {
   for (std::int64_t p = 0; p < positions; ++p) {
-    const T below = corners.below[p], right = corners.right[p], mask = corners.mask[p];
+    const T below = places.below[p], right = places.right[p], mask = places.mask[p];
     const T d0 = dots[0][p], d1 = dots[1][p], d2 = dots[2][p], d3 = dots[3][p];
     grad_y[p] = mask * ((1 - right) * (d2 - d0) + right * (d3 - d1));
     grad_x[p] = mask * ((1 - below) * (d1 - d0) + below * (d3 - d2));
@@ -128,7 +131,9 @@ void task(const BackwardArguments& a, std::int64_t block, std::int64_t chunk, vo
   const Scratch scratch = scratch_of<T>(plan);
   const std::int64_t rows_capacity = round_up(plan.tile_rows, 16);
   T* panel = static_cast<T*>(memory) + scratch.panel;
-  const Corners<T> corners = make_corners(static_cast<T*>(memory) + scratch.corners, rows_capacity);
+  CornerBlock<T>* corners = reinterpret_cast<CornerBlock<T>*>(static_cast<T*>(memory) + scratch.corners);
+  T* places_memory = static_cast<T*>(memory) + scratch.places;
+  const Places<T> places = {places_memory, places_memory + rows_capacity, places_memory + 2 * rows_capacity};
   T* dots_memory = static_cast<T*>(memory) + scratch.dots;
   T* const dots[4] = {dots_memory, dots_memory + rows_capacity, dots_memory + 2 * rows_capacity,
                       dots_memory + 3 * rows_capacity};
@@ -162,12 +167,13 @@ void task(const BackwardArguments& a, std::int64_t block, std::int64_t chunk, vo
         }
       }
       for (std::int64_t tap = first_tap; tap < tap_end; ++tap) {
-        find_corners<T, true>(s, a.offset, a.mask, a.blocks[block].offset_group, tap, first, positions, corners);
+        find_corners<T, true>(s, a.offset, a.mask, a.blocks[block].offset_group, tap, first, positions, corners,
+                              places);
         resample_any(plan, corners, pixels, grad_pixels, first, positions, panel + (tap - first_tap) * plan.width,
                      dots);
         if (plan.need_places) {
-          T* places = static_cast<T*>(a.places) + (block * taps + tap) * 3 * all_positions + first;
-          place_gradients(corners, dots, positions, places, places + all_positions, places + 2 * all_positions);
+          T* to = static_cast<T*>(a.places) + (block * taps + tap) * 3 * all_positions + first;
+          place_gradients(places, dots, positions, to, to + all_positions, to + 2 * all_positions);
         }
       }
       if (plan.need_weight) {

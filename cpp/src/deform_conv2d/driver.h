@@ -50,14 +50,24 @@ inline void check_cpu(const TensorView& view, const char* name) {
   }
 }
 
-// Runs work(i, slot) for each i: `slot` numbers the threads that work at once, for scratch. Whoever is free takes the
-// next i.
+// Runs work(i, slot) for each i: `slot` numbers the threads that work at once, for scratch. Each begins with a share of
+// neighbours, since they use the same memory, and then takes what is left of the others' shares.
 template <class Work>
 void for_each_with_slot(const ParallelFor& parallel_for, std::int64_t count, Work&& work) {
+  constexpr std::int64_t kMostShares = 64;
+  struct alignas(64) Share {
+    std::atomic<std::int64_t> next{0};
+  };
+  Share shares[kMostShares];
   const std::int64_t slots = count < parallel_for.threads ? count : parallel_for.threads;
-  std::atomic<std::int64_t> next{0};
+  const std::int64_t share_count = slots < kMostShares ? slots : kMostShares;
+  const auto begin = [=](std::int64_t share) { return share * count / share_count; };
+  for (std::int64_t i = 0; i < share_count; ++i) shares[i].next.store(begin(i));
   parallel_for(slots, [&](std::int64_t slot) {
-    for (std::int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) work(i, slot);
+    for (std::int64_t k = 0; k < share_count; ++k) {
+      const std::int64_t share = (slot + k) % share_count, end = begin(share + 1);
+      for (std::int64_t i = shares[share].next++; i < end; i = shares[share].next++) work(i, slot);
+    }
   });
 }
 

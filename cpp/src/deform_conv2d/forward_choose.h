@@ -17,12 +17,18 @@ constexpr std::int64_t kMaxInt = (std::int64_t{1} << 31) - 1;
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t align_up(std::int64_t a, std::int64_t step) { return divide_up(a, step) * step; }
 
-constexpr TileConfig kWide = {128, 256, 2, 4, 1}, kWideSmall = {64, 256, 2, 4, 1};
-constexpr TileConfig kMiddle = {128, 128, 2, 4, 1}, kNarrow = {128, 64, 4, 2, 2};
-constexpr TileConfig kSimtWide = {128, 128, 0, 0, 0}, kSimtNarrow = {64, 64, 0, 0, 0};
+constexpr int kMostTableTaps = 9;  // more would leave no room for the L1 cache
 
-constexpr TileConfig kWgmmaWide = {128, 256, 1, 16, 1}, kWgmmaMiddle = {128, 128, 2, 8, 1};
-constexpr TileConfig kWgmmaNarrow = {128, 64, 2, 4, 2};
+constexpr TileConfig kWide = {128, 256, 2, 4, 1, 0}, kWideSmall = {64, 256, 2, 4, 1, 0};
+constexpr TileConfig kMiddle = {128, 128, 2, 4, 1, 0}, kNarrow = {128, 64, 4, 2, 2, 0};
+constexpr TileConfig kSimtWide = {128, 128, 0, 0, 0, 0}, kSimtNarrow = {64, 64, 0, 0, 0, 0};
+
+constexpr TileConfig kWgmmaWide = {128, 256, 1, 16, 1, 0}, kWgmmaMiddle = {128, 128, 2, 8, 1, 0};
+constexpr TileConfig kWgmmaNarrow = {128, 64, 2, 4, 2, 0};
+constexpr TileConfig kRingWide = {128, 256, 8, 8, 1, 3}, kRingMiddle = {128, 128, 16, 4, 1, 3};
+constexpr TileConfig kRingWideSmall = {64, 256, 8, 8, 1, 4};
+constexpr TileConfig kRingNarrow = {128, 64, 8, 4, 2, 3};
+constexpr TileConfig kRingMiddleFull = {128, 128, 8, 8, 1, 2}, kRingNarrowFull = {128, 64, 8, 4, 1, 3};  // in two parts
 
 // Code for sm_90a is in the library where its build says so, and in the emulator always.
 #if defined(CENTERMASK_CUDA_EMULATED) && !defined(CENTERMASK_SM90A)
@@ -30,21 +36,31 @@ constexpr TileConfig kWgmmaNarrow = {128, 64, 2, 4, 2};
 #endif
 
 bool same(const TileConfig& a, const TileConfig& b) {
-  return a.positions == b.positions && a.channels == b.channels && a.warps_m == b.warps_m && a.warps_n == b.warps_n;
+  return a.positions == b.positions && a.channels == b.channels && a.warps_m == b.warps_m && a.warps_n == b.warps_n &&
+         a.stages == b.stages;
 }
 
-std::int64_t operand_bytes(Kernel kernel, const TileConfig& tile) {
+// Numbers of float32 in two parts.
+int parts_of(Kernel kernel, bool full_precision) { return kernel == Kernel::kRing && full_precision ? 2 : 1; }
+
+std::int64_t operand_bytes(Kernel kernel, const TileConfig& tile, bool full_precision) {
+  if (kernel == Kernel::kRing) {
+    return tile.stages * (tile.positions + tile.channels) * kChunkBytes * parts_of(kernel, full_precision) +
+           cuda::kSwizzleAlign + kRingBarrierBytes;
+  }
   if (kernel == Kernel::kWgmma) return 2 * (tile.positions + tile.channels) * kChunkBytes + cuda::kSwizzleAlign;
   if (kernel == Kernel::kMma) return 2 * (tile.positions + tile.channels) * kChunkBytes;
   return (tile.positions + 4 + tile.channels) * 32 * static_cast<std::int64_t>(sizeof(float));
 }
 
-// Can x be read as it is: 16-byte vectors of channels that begin on 16 bytes?
+// Can x be read as it is: 16-byte vectors of channels that begin on 16 bytes? The stride of a dimension of one element
+// says nothing: PyTorch leaves any number there.
 bool vectors_in_place(const TensorView& x, std::int64_t segment_channels) {
   const std::int64_t elements = kVectorBytes / dtype_size(x.dtype);
   bool fits = x.stride[1] == 1 && segment_channels % elements == 0 &&
               reinterpret_cast<std::uintptr_t>(x.data) % kVectorBytes == 0;
   for (int i : {0, 2, 3}) {
+    if (x.shape[i] == 1) continue;
     fits = fits && x.stride[i] >= 0 && x.stride[i] % elements == 0;
     if (i != 0) fits = fits && x.stride[i] / elements <= kMaxInt;
   }
@@ -66,9 +82,10 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit, cons
   const bool patches = tuning.patches >= 0 ? tuning.patches != 0 : a.tiles * 16 <= runs * 17;
   if (!patches) a.patch_w = 0, a.tiles = runs;
 
-  const std::int64_t operands = operand_bytes(plan.kernel, tile), per_tap = tile.positions * kPlaceBytes;
+  const std::int64_t operands = operand_bytes(plan.kernel, tile, plan.full_precision),
+                     per_tap = tile.positions * (plan.kernel == Kernel::kRing ? kRingPlaceBytes : kPlaceBytes);
   std::int64_t table_taps = (shared_limit - operands) / per_tap;
-  if (table_taps > 9) table_taps = 9;  // room for the L1 cache
+  if (table_taps > kMostTableTaps) table_taps = kMostTableTaps;
   if (table_taps > a.taps) table_taps = a.taps;
   a.table_taps = static_cast<std::int32_t>(table_taps);
   plan.shared_bytes = operands + table_taps * per_tap;
@@ -81,6 +98,9 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit, cons
   if (tuning.splits > 0) splits = tuning.splits < a.steps ? tuning.splits : a.steps;
   if (static_cast<std::int64_t>(a.groups) * a.out_blocks * tile.channels > 65535 * 32) splits = 1;  // the sum's grid
   a.splits = static_cast<std::int32_t>(splits < 1 ? 1 : splits);
+  if (plan.kernel == Kernel::kRing && a.splits == 2 && adds_parts(tile.channels, plan.full_precision)) {
+    plan.counter_bytes = 4 * blocks;
+  }
   if (a.splits > 1) {
     plan.partial_bytes = a.splits * a.tiles * tile.positions * a.groups * a.out_blocks * tile.channels *
                          static_cast<std::int64_t>(sizeof(float));
@@ -91,7 +111,8 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit, cons
 Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& offset, const TensorView& mask,
                const TensorView& bias, const DeformConv2dParams& params, const Tuning& tuning) {
   Plan plan;
-  plan.half_blend = tuning.half_blend;
+  plan.study = tuning.study, plan.kernels = tuning.kernels;
+  plan.early = tuning.early;
   plan.shape = deform_conv2d_shape(x, weight, offset, mask, bias, params);
   const DeformConv2dShape& s = plan.shape;
   if (x.device.type != DeviceType::kCuda) fail(ErrorKind::kValue, kOp, ": x must be on a CUDA device");
@@ -131,10 +152,12 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
 
   plan.copy_x = !vectors_in_place(x, segment);
   const std::int64_t pixel = s.in_channels / segment * a.segment_vectors;  // in vectors
+  plan.zero_bytes = pixel * kVectorBytes;
   if (plan.copy_x) plan.x_bytes = s.batch * s.height * s.width * pixel * kVectorBytes;
-  const std::int64_t strides[4] = {plan.copy_x ? s.height * s.width * pixel : x.stride[0] / elements, 0,
-                                   plan.copy_x ? s.width * pixel : x.stride[2] / elements,
-                                   plan.copy_x ? pixel : x.stride[3] / elements};
+  std::int64_t strides[4] = {s.height * s.width * pixel, 0, s.width * pixel, pixel};
+  if (!plan.copy_x) {
+    for (int i : {0, 2, 3}) strides[i] = x.shape[i] == 1 ? 0 : x.stride[i] / elements;
+  }
   if ((s.batch - 1) * strides[0] + (s.height - 1) * strides[2] + s.width * strides[3] > kMaxInt ||
       strides[2] > kMaxInt) {
     fail(ErrorKind::kUnsupported, kOp, ": x must have less than 32 GiB on CUDA, got ", shape_text(x));
@@ -145,13 +168,27 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   plan.full_precision = s.dtype == DType::kFloat32 && !params.allow_tf32;
   plan.kernel = code.capability >= 80 && !tuning.simt ? Kernel::kMma : Kernel::kSimt;
 #if defined(CENTERMASK_SM90A)
-  if (code.sm90a && plan.kernel == Kernel::kMma && !plan.full_precision && tuning.wgmma) {
-    plan.kernel = Kernel::kWgmma;
+  if (code.sm90a && plan.kernel == Kernel::kMma && tuning.wgmma) {
+    if (tuning.ring && a.segments == 1 && a.taps <= kMostTableTaps && a.x_row <= kMaxInt / kVectorBytes &&
+        pixel <= kMaxInt / kVectorBytes) {
+      plan.kernel = Kernel::kRing;
+    } else if (!plan.full_precision) {
+      plan.kernel = Kernel::kWgmma;
+    }
   }
 #endif
-  const bool wide_fits = shared_limit >= operand_bytes(Kernel::kMma, kWide) + 9 * 128 * kPlaceBytes;
+  const bool wide_fits = shared_limit >= operand_bytes(Kernel::kMma, kWide, false) + 9 * 128 * kPlaceBytes;
   if (plan.kernel == Kernel::kSimt) {
     plan.tile = a.group_out <= 64 || a.positions < 128 * multiprocessors ? kSimtNarrow : kSimtWide;
+  } else if (plan.kernel == Kernel::kRing) {
+    if (plan.full_precision) {
+      plan.tile = a.group_out <= 64 ? kRingNarrowFull : kRingMiddleFull;
+    } else {
+      plan.tile = a.group_out <= 64 ? kRingNarrow : a.group_out <= 128 ? kRingMiddle : kRingWide;
+      // Two blocks for a tile are less work afterwards than four; but each reads all weights of its part of K.
+      const std::int64_t blocks = divide_up(a.positions, 128) * a.groups * divide_up(a.group_out, 256);
+      if (a.group_out > 128 && blocks * 4 <= multiprocessors && a.steps <= 144) plan.tile = kRingWideSmall;
+    }
   } else if (plan.kernel == Kernel::kWgmma) {
     plan.tile = a.group_out <= 64 ? kWgmmaNarrow : a.group_out <= 128 ? kWgmmaMiddle : kWgmmaWide;
   } else if (a.group_out <= 64) {
@@ -159,16 +196,19 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
   } else if (a.group_out <= 128) {
     plan.tile = kMiddle;
   } else {
-    plan.tile = wide_fits && !plan.full_precision ? kWide : kWideSmall;
+    // Code for sm_90 and later would need more registers for the wide tile than there are.
+    plan.tile = wide_fits && !plan.full_precision && code.capability < 90 ? kWide : kWideSmall;
   }
   if (plan.kernel != Kernel::kSimt && tuning.tile.positions > 0) plan.tile = tuning.tile;
   plan_tiles(plan, multiprocessors, shared_limit, tuning);
-  plan.packed_bytes = a.groups * a.out_blocks * a.steps * plan.tile.channels * kChunkVectors * kVectorBytes;
+  plan.packed_bytes = a.groups * a.out_blocks * a.steps * plan.tile.channels * kChunkVectors * kVectorBytes *
+                      parts_of(plan.kernel, plan.full_precision);
   return plan;
 }
 
 std::size_t workspace_bytes(const Plan& plan) {
-  return static_cast<std::size_t>(align_up(plan.x_bytes, kAlign) + align_up(plan.packed_bytes + kVectorBytes, kAlign) +
+  return static_cast<std::size_t>(align_up(plan.x_bytes, kAlign) + align_up(plan.packed_bytes, kAlign) +
+                                  align_up(plan.zero_bytes + plan.counter_bytes, kAlign) +
                                   align_up(plan.partial_bytes, kAlign));
 }
 

@@ -4,6 +4,7 @@
 #include "deform_conv2d/forward_choose.h"
 #include "deform_conv2d/forward_mma.cuh"
 #include "deform_conv2d/forward_prepare.cuh"
+#include "deform_conv2d/forward_ring.cuh"
 #include "deform_conv2d/forward_simt.cuh"
 #include "deform_conv2d/forward_wgmma.cuh"
 
@@ -30,7 +31,12 @@ void copy_x(const Plan& plan, const TensorView& x, void* to, const CudaStream& s
   if (s.batch * c.pixel_blocks > kMaxInt || channel_blocks > 65535) {
     fail(ErrorKind::kUnsupported, kOp, ": x is too large to be brought to channels-last, got ", shape_text(x));
   }
-  cuda::launch(kOp, copy_channels_last<V>,
+  constexpr std::int64_t kItem = sizeof(V), kElements = kVectorBytes / kItem;
+  const bool planes = x.stride[3] == 1 && x.stride[2] == s.width && c.pixels % kElements == 0 &&
+                      x.stride[1] % kElements == 0 && x.stride[0] % kElements == 0 &&
+                      c.segment_channels == c.padded_channels &&
+                      reinterpret_cast<std::uintptr_t>(x.data) % kVectorBytes == 0;
+  cuda::launch(kOp, planes ? copy_planes<V> : copy_channels_last<V>,
                dim3(static_cast<unsigned>(s.batch * c.pixel_blocks), static_cast<unsigned>(channel_blocks), 1),
                dim3(kPrepareThreads, 1, 1), 0, stream, c);
 }
@@ -41,18 +47,28 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
   PackArguments p{};
   p.from = weight.data, p.to = to;
   for (int i = 0; i < 4; ++i) p.stride[i] = weight.stride[i];
-  p.zeros = plan.packed_bytes / kVectorBytes, p.steps = a.steps;
+  p.steps = a.steps;
+  p.zeros = align_up(plan.packed_bytes, kAlign) / kVectorBytes;
+  p.zero_vectors = divide_up(plan.zero_bytes + plan.counter_bytes, kVectorBytes);
   p.group_out = a.group_out, p.out_blocks = a.out_blocks, p.columns = plan.tile.channels;
   p.segments = a.segments, p.segment_channels = a.segment_channels, p.chunks = a.chunks;
   p.taps = a.taps, p.table_taps = a.table_taps, p.kernel_w = a.kernel_w;
   p.channels_inside = weight.stride[1] == 1 && a.taps > 1 ? 1 : 0;
-  p.tf32 = plan.kernel != Kernel::kSimt && !plan.full_precision ? 1 : 0;
+  p.parts = parts_of(plan.kernel, plan.full_precision);
+  p.tf32 = plan.kernel != Kernel::kSimt && (!plan.full_precision || p.parts > 1) ? 1 : 0;
   p.kernel = plan.kernel;
   const std::int64_t blocks =
       static_cast<std::int64_t>(a.groups) * a.out_blocks * (plan.tile.channels / kPackRows) * a.segments * a.chunks;
   if (blocks > kMaxInt) fail(ErrorKind::kUnsupported, kOp, ": weight is too large, got ", shape_text(weight));
+  const std::int64_t item = dtype_size(weight.dtype), run = a.taps * a.segment_channels * item;
+  const auto whole = [](std::int64_t bytes) { return bytes % kVectorBytes == 0; };
+  p.whole_rows = a.taps <= kPackTaps && weight.stride[3] == 1 && weight.stride[2] == a.kernel_w &&
+                         weight.stride[1] == a.taps && whole(run) && whole(weight.stride[0] * item) &&
+                         whole(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(weight.data)))
+                     ? 1
+                     : 0;
   // Few blocks would wait long for their loads, so that then each has a few taps only.
-  p.taps_at_once = blocks >= 256 ? kPackTaps : blocks >= 64 ? 3 : 1;
+  p.taps_at_once = blocks >= 256 ? kPackTaps : blocks >= 64 || p.whole_rows != 0 ? 3 : 1;
   const std::int64_t parts = divide_up(a.taps, p.taps_at_once);
   cuda::launch(kOp, pack_weights<V>,
                dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(parts < 64 ? parts : 64)),
@@ -62,7 +78,7 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
 // The configurations that are compiled, tried in order until one is the plan's.
 template <class Type, int kM, int kN, int kWarpsM, int kWarpsN, int kBlocks>
 bool launch_mma_if(const Plan& plan, const dim3& grid, const CudaStream& stream) {
-  if (!same(plan.tile, TileConfig{kM, kN, kWarpsM, kWarpsN, kBlocks})) return false;
+  if (!same(plan.tile, TileConfig{kM, kN, kWarpsM, kWarpsN, kBlocks, 0})) return false;
   cuda::launch(kOp, forward_mma<Type, kM, kN, kWarpsM, kWarpsN, kBlocks>, grid, dim3(32 * kWarpsM * kWarpsN, 1, 1),
                static_cast<std::size_t>(plan.shared_bytes), stream, plan.arguments);
   return true;
@@ -74,22 +90,12 @@ void launch_mma(const Plan& plan, const dim3& grid, const CudaStream& stream) {
                   launch_mma_if<Type, 128, 128, 2, 4, 1>(plan, grid, stream) ||
                   launch_mma_if<Type, 128, 64, 4, 2, Type::kApart ? 1 : 2>(plan, grid, stream);
   if constexpr (!Type::kApart) launched = launched || launch_mma_if<Type, 128, 256, 2, 4, 1>(plan, grid, stream);
-#if defined(CENTERMASK_TUNING)
-  launched = launched || launch_mma_if<Type, 64, 256, 1, 4, 2>(plan, grid, stream) ||
-             launch_mma_if<Type, 128, 128, 2, 2, 2>(plan, grid, stream) ||
-             launch_mma_if<Type, 64, 128, 2, 4, 2>(plan, grid, stream) ||
-             launch_mma_if<Type, 64, 128, 1, 4, 3>(plan, grid, stream) ||
-             launch_mma_if<Type, 128, 64, 4, 1, 3>(plan, grid, stream) ||
-             launch_mma_if<Type, 128, 64, 2, 2, 3>(plan, grid, stream) ||
-             launch_mma_if<Type, 64, 64, 2, 2, 4>(plan, grid, stream) ||
-             launch_mma_if<Type, 256, 64, 8, 1, 1>(plan, grid, stream);
-#endif
   if (!launched) fail(ErrorKind::kRuntime, kOp, ": no kernel for the planned tile");
 }
 
 template <class Type, int kN, int kSides, int kBlocks>
 bool launch_wgmma_if(const Plan& plan, const dim3& grid, const CudaStream& stream) {
-  if (!same(plan.tile, TileConfig{kWgmmaPositions, kN, kSides, kN / 16, kBlocks})) return false;
+  if (!same(plan.tile, TileConfig{kWgmmaPositions, kN, kSides, kN / 16, kBlocks, 0})) return false;
   cuda::launch(kOp, forward_wgmma<Type, kN, kSides, kBlocks>, grid, dim3(kN / 64 * kSides * 128, 1, 1),
                static_cast<std::size_t>(plan.shared_bytes), stream, plan.arguments);
   return true;
@@ -100,10 +106,43 @@ void launch_wgmma(const Plan& plan, const dim3& grid, const CudaStream& stream) 
   bool launched = launch_wgmma_if<Type, 64, 2, 2>(plan, grid, stream) ||
                   launch_wgmma_if<Type, 128, 2, 1>(plan, grid, stream) ||
                   launch_wgmma_if<Type, 256, 1, 1>(plan, grid, stream);
+  if (!launched) fail(ErrorKind::kRuntime, kOp, ": no kernel for the planned tile");
+}
+
+template <class Type, int kM, int kN, int kWarps, int kGroups, int kStages, int kBlocks>
+bool launch_ring_if(const Plan& plan, const dim3& grid, const CudaStream& stream) {
+  if (!same(plan.tile, TileConfig{kM, kN, kWarps, 4 * kGroups, kBlocks, kStages})) return false;
+  cuda::launch_early(kOp, plan.early, forward_ring<Type, kM, kN, kWarps, kGroups, kStages, kBlocks>, grid,
+                     dim3(128 * kGroups + 32 * kWarps, 1, 1), static_cast<std::size_t>(plan.shared_bytes), stream,
+                     plan.arguments);
+  return true;
+}
+
+template <class Type>
+void launch_ring(const Plan& plan, const dim3& grid, const CudaStream& stream) {
+  bool launched = false;
+  if constexpr (Type::kApart) {
+    launched = launch_ring_if<Type, 128, 64, 8, 1, 3, 1>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 128, 8, 2, 2, 1>(plan, grid, stream);
 #if defined(CENTERMASK_TUNING)
-  launched = launched || launch_wgmma_if<Type, 64, 1, 3>(plan, grid, stream) ||
-             launch_wgmma_if<Type, 128, 1, 2>(plan, grid, stream);
+    launched = launched || launch_ring_if<Type, 128, 64, 16, 1, 3, 1>(plan, grid, stream);
 #endif
+  } else {
+    launched = launch_ring_if<Type, 128, 64, 8, 1, 3, 2>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 128, 16, 1, 3, 1>(plan, grid, stream) ||
+               launch_ring_if<Type, 64, 256, 8, 2, 4, 1>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 256, 8, 2, 3, 1>(plan, grid, stream);
+#if defined(CENTERMASK_TUNING)
+    if constexpr (std::is_same<Type, MmaFloat16>::value) {
+      launched = launched || launch_ring_if<Type, 128, 64, 8, 1, 2, 2>(plan, grid, stream) ||
+                 launch_ring_if<Type, 64, 64, 8, 1, 3, 2>(plan, grid, stream) ||
+                 launch_ring_if<Type, 64, 64, 4, 1, 3, 3>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 64, 16, 1, 4, 1>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 128, 8, 2, 4, 1>(plan, grid, stream) ||
+                 launch_ring_if<Type, 64, 128, 8, 1, 3, 2>(plan, grid, stream);
+    }
+#endif
+  }
   if (!launched) fail(ErrorKind::kRuntime, kOp, ": no kernel for the planned tile");
 }
 
@@ -112,6 +151,32 @@ void launch_simt(const Plan& plan, const dim3& grid, const CudaStream& stream) {
   const bool wide = same(plan.tile, kSimtWide);
   cuda::launch(kOp, wide ? forward_simt<Type, 128, 128> : forward_simt<Type, 64, 64>, grid, dim3(kSimtThreads, 1, 1),
                static_cast<std::size_t>(plan.shared_bytes), stream, plan.arguments);
+}
+
+template <class Simt, class Mma>
+void launch_product(const Plan& plan, const dim3& grid, const CudaStream& stream) {
+  switch (plan.kernel) {
+#if defined(CENTERMASK_SM90A)
+    case Kernel::kRing:
+#if defined(CENTERMASK_TUNING)
+      if (std::is_same<Mma, MmaFloat16>::value) {
+        switch (plan.study) {
+          case Study::kHalfBlend: return launch_ring<StudyFloat16<Study::kHalfBlend>>(plan, grid, stream);
+          case Study::kNoBlend: return launch_ring<StudyFloat16<Study::kNoBlend>>(plan, grid, stream);
+          case Study::kNoGather: return launch_ring<StudyFloat16<Study::kNoGather>>(plan, grid, stream);
+          case Study::kNoProduct: return launch_ring<StudyFloat16<Study::kNoProduct>>(plan, grid, stream);
+          case Study::kNone: break;
+        }
+      }
+#endif
+      return launch_ring<Mma>(plan, grid, stream);
+    case Kernel::kWgmma:
+      if constexpr (!Mma::kApart) launch_wgmma<Mma>(plan, grid, stream);
+      return;
+#endif
+    case Kernel::kMma: return launch_mma<Mma>(plan, grid, stream);
+    default: return launch_simt<Simt>(plan, grid, stream);
+  }
 }
 
 // How the output is written: which dimension is the inner one, and whether 16 bytes at a time.
@@ -134,14 +199,16 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
   unsigned char* memory = static_cast<unsigned char*>(workspace.data);
   a.x = x.data;
   if (plan.copy_x) {
-    copy_x<V>(plan, x, memory, stream);
+    if ((plan.kernels & kPrepare) != 0) copy_x<V>(plan, x, memory, stream);
     a.x = memory;
     memory += align_up(plan.x_bytes, kAlign);
   }
-  pack<V>(plan, weight, memory, stream);
+  if ((plan.kernels & kPrepare) != 0) pack<V>(plan, weight, memory, stream);
   a.packed = memory;
-  a.zeros = reinterpret_cast<const uint4*>(memory + plan.packed_bytes);
-  memory += align_up(plan.packed_bytes + kVectorBytes, kAlign);
+  memory += align_up(plan.packed_bytes, kAlign);
+  a.zeros = reinterpret_cast<const uint4*>(memory);
+  a.counters = plan.counter_bytes > 0 ? reinterpret_cast<std::int32_t*>(memory + plan.zero_bytes) : nullptr;
+  memory += align_up(plan.zero_bytes + plan.counter_bytes, kAlign);
   a.partial = a.splits > 1 ? reinterpret_cast<float*>(memory) : nullptr;
   a.offset = offset.data;
   a.mask = mask.present() ? mask.data : nullptr;
@@ -152,31 +219,12 @@ void run(Plan& plan, const TensorView& x, const TensorView& weight, const Tensor
   lay_out_output(a, plan.shape);
 
   const dim3 grid(static_cast<unsigned>(a.tiles * a.groups * a.out_blocks), static_cast<unsigned>(a.splits), 1);
-  if (plan.kernel == Kernel::kWgmma) {
-#if defined(CENTERMASK_SM90A)
-#if defined(CENTERMASK_TUNING)
-    if (plan.half_blend && std::is_same<V, __half>::value) {
-      launch_wgmma<MmaFloat16HalfBlend>(plan, grid, stream);
-    } else
-#endif
-        if constexpr (!Mma::kApart) {
-      launch_wgmma<Mma>(plan, grid, stream);
-    }
-#endif
-  } else if (plan.kernel == Kernel::kMma) {
-#if defined(CENTERMASK_TUNING)
-    if (plan.half_blend && std::is_same<V, __half>::value) {
-      launch_mma<MmaFloat16HalfBlend>(plan, grid, stream);
-    } else
-#endif
-      launch_mma<Mma>(plan, grid, stream);
-  } else {
-    launch_simt<Simt>(plan, grid, stream);
-  }
-  if (a.splits > 1) {
+  if ((plan.kernels & kProduct) != 0) launch_product<Simt, Mma>(plan, grid, stream);
+  if (a.splits > 1 && a.counters == nullptr && (plan.kernels & kSum) != 0) {
     const dim3 sums(static_cast<unsigned>(divide_up(a.tiles * plan.tile.positions, kSumRows)),
                     static_cast<unsigned>(a.groups * a.out_blocks * plan.tile.channels / 32), 1);
-    cuda::launch(kOp, sum_splits<V>, sums, dim3(kPrepareThreads, 1, 1), 0, stream, a, plan.tile);
+    cuda::launch_early(kOp, plan.kernel == Kernel::kRing && plan.early, sum_splits<V>, sums,
+                       dim3(kPrepareThreads, 1, 1), 0, stream, a, plan.tile);
   }
 }
 

@@ -20,6 +20,7 @@ struct PlainRegisters {
     __device__ __forceinline__ Right(std::uint32_t x, std::uint32_t y) : words{x, y} {}
   };
   static constexpr bool kApart = false;
+  static constexpr Study kStudy = Study::kNone;
 };
 
 struct MmaFloat16 : Float16, PlainRegisters {
@@ -32,8 +33,10 @@ struct MmaFloat16 : Float16, PlainRegisters {
   }
 };
 #if defined(CENTERMASK_TUNING)
-// Samples blended in half precision, four roundings each: a quarter of the instructions.
-struct MmaFloat16HalfBlend : MmaFloat16 {};
+template <Study kWhich>
+struct StudyFloat16 : MmaFloat16 {
+  static constexpr Study kStudy = kWhich;
+};
 #endif
 struct MmaBFloat16 : BFloat16, PlainRegisters {
   __device__ static __forceinline__ uint4 operand(const float (&v)[8]) {
@@ -73,6 +76,7 @@ struct MmaFloat32 : Float32 {
     }
   };
   static constexpr bool kApart = true;
+  static constexpr Study kStudy = Study::kNone;
   __device__ static __forceinline__ void divide(std::uint32_t bits, std::uint32_t& high, std::uint32_t& low) {
     const float value = bit_copy<float>(bits);
     high = cuda::to_tf32(value);
@@ -96,7 +100,16 @@ __device__ __forceinline__ uint4 sample(Type type, const Neighbours& n, const fl
   return Type::operand(values);
 }
 #if defined(CENTERMASK_TUNING)
-__device__ __forceinline__ uint4 sample(MmaFloat16HalfBlend, const Neighbours& n, const float4& places) {
+__device__ __forceinline__ uint4 sample(StudyFloat16<Study::kNoBlend>, const Neighbours& n, const float4& places) {
+  unsigned result[4] = {bit_copy<unsigned>(places.x), 0, 0, 0};
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) {
+    result[0] ^= n.pixel[corner].x, result[1] ^= n.pixel[corner].y;
+    result[2] ^= n.pixel[corner].z, result[3] ^= n.pixel[corner].w;
+  }
+  return make_uint4(result[0], result[1], result[2], result[3]);
+}
+__device__ __forceinline__ uint4 sample(StudyFloat16<Study::kHalfBlend>, const Neighbours& n, const float4& places) {
   const __half2 weights[4] = {__float2half2_rn(places.x), __float2half2_rn(places.y), __float2half2_rn(places.z),
                               __float2half2_rn(places.w)};
   unsigned result[4];
@@ -130,8 +143,8 @@ __device__ __forceinline__ int sample_at(int row, int vector) {
 }
 
 // A part of K's sums into the workspace. Lane 4*g + t holds channels g and g+8 and positions 2t and 2t+1 of each 16 x 8
-// tile.
-template <int kM, int kN, int kWarpsM, int kWarpsN>
+// tile. A warp's tiles follow each other, or, if kSpread, those of other warps lie between them.
+template <int kM, int kN, int kWarpsM, int kWarpsN, bool kSpread = false>
 __device__ __forceinline__ void write_partial(const Arguments& a, const Work& work, int warp_m, int warp_n,
                                               const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4]) {
   constexpr int kTilesM = kM / kWarpsM / 8, kTilesN = kN / kWarpsN / 16;
@@ -145,20 +158,27 @@ __device__ __forceinline__ void write_partial(const Arguments& a, const Work& wo
           a.partial +
           ((static_cast<std::int64_t>(cuda::computed_here(blockIdx.y)) * a.tiles + work.tile) * kM + row) *
               (static_cast<std::int64_t>(a.groups * a.out_blocks) * kN) +
-          work.group_block * kN + warp_n * kTilesN * 16 + lane / 4;
+          work.group_block * kN + warp_n * (kSpread ? 1 : kTilesN) * 16 + lane / 4;
+      constexpr int kStep = kSpread ? 16 * kWarpsN : 16;
 #pragma unroll
       for (int n = 0; n < kTilesN; ++n) {
-        to[n * 16] = sums[n][m][j];
-        to[n * 16 + 8] = sums[n][m][2 + j];
+        to[n * kStep] = sums[n][m][j];
+        to[n * kStep + 8] = sums[n][m][2 + j];
       }
     }
   }
 }
 
+// The threads that a tile's result comes from: a block, or the first kThreads of one.
+struct WholeBlock {
+  __device__ __forceinline__ static void wait() { __syncthreads(); }
+};
+
 // Bias, activation and the way of a tile from registers to the output, through shared memory so that whole sectors are
 // written whichever the layout: staged with positions inside for row-major output, with channels inside for
 // channels-last.
-template <class V, int kM, int kN, int kWarpsM, int kWarpsN, int kBytes>
+template <class V, int kM, int kN, int kWarpsM, int kWarpsN, int kBytes, bool kSpread = false,
+          class Threads = WholeBlock>
 __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig& config, std::int64_t tile, int group,
                                            int out_block, unsigned char* memory, int warp_m, int warp_n,
                                            const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4]) {
@@ -176,12 +196,13 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
   const int channel_end = a.group_out - out_block * kN;  // columns that exist
 #pragma unroll
   for (int pass = 0; pass < kPasses; ++pass) {
-    __syncthreads();  // the operands, or the pass before, have been read
+    Threads::wait();  // the operands, or the pass before, have been read
 #pragma unroll
     for (int n = 0; n < kTilesN; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int column = (warp_n * kTilesN + n) * 16 + i * 8 + lane / 4 - pass * kColumns;
+        const int tile_n = kSpread ? n * kWarpsN + warp_n : warp_n * kTilesN + n;
+        const int column = tile_n * 16 + i * 8 + lane / 4 - pass * kColumns;
         if (column < 0 || column >= kColumns) continue;
         const int in_group = out_block * kN + pass * kColumns + column;
         const bool biased = a.bias != nullptr && in_group < a.group_out;
@@ -199,7 +220,7 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
         }
       }
     }
-    __syncthreads();
+    Threads::wait();
     const int first = group * a.group_out + out_block * kN + pass * kColumns, count = channel_end - pass * kColumns;
     V* const output = static_cast<V*>(a.output) + first * a.output_stride[1];
     if (a.vectors_out != 0) {
@@ -240,7 +261,19 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
   static_assert(kThreads % kChunkVectors == 0 && kM % (kThreads / kChunkVectors) == 0, "threads divide the samples");
   static_assert(kTilesN >= 1 && kTilesM >= 2 && kTilesM % 2 == 0, "warps divide the tile");
   using V = typename Type::Value;
-  constexpr TileConfig kTile = {kM, kN, kWarpsM, kWarpsN, kBlocks};
+  constexpr TileConfig kTile = {kM, kN, kWarpsM, kWarpsN, kBlocks, 0};
+#if !defined(CENTERMASK_CUDA_EMULATED) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (kM * kN > 128 * 128) {  // the host does not choose it
+    __trap();
+    return;
+  }
+#endif
+
+#if !defined(CENTERMASK_CUDA_EMULATED) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  constexpr int kHalvesAtOnce = 1;  // the registers do not do for two there
+#else
+  constexpr int kHalvesAtOnce = 2;
+#endif
 
   CENTERMASK_DYNAMIC_SHARED(memory);
   unsigned char* const samples = memory;                // two stages
@@ -312,7 +345,8 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
     if (more && next.advance(a)) {
       __syncthreads();  // the table was read for the samples of this step
       // Seldom, and with few registers left.
-      find_places<V, kM, kThreads, 1>(a, kTile, Work(a, cuda::computed_here(blockIdx.x)).tile, next, places);
+      find_places<V, kM, kThreads, 1>(a, kTile, Work(a, cuda::computed_here(blockIdx.x)).tile, next, places,
+                                      cuda::computed_here(threadIdx.x));
     }
     cuda::cp_async_wait<0>();
     __syncthreads();  // this step's operands are there; nobody reads the last one's
@@ -322,7 +356,7 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
     float step_sums[kTilesN][kTilesM][4] = {};  // no registers unless kApart
     const unsigned char* const left = weights + stage * kBBytes + warp_n * kTilesN * kOutBytes + lane * kVectorBytes;
     const unsigned char* const right = samples + stage * kABytes + warp_m * kTilesM * kRowsBytes;
-#pragma unroll
+#pragma unroll kHalvesAtOnce
     for (int half = 0; half < 2; ++half) {
       uint4 out[kTilesN][2];
 #pragma unroll

@@ -18,20 +18,27 @@ constexpr int kChunkVectors = 8;
 constexpr int kChunkBytes = kVectorBytes * kChunkVectors;
 // What the table of sampling places holds for a tap and a position: four weights, an index and flags.
 constexpr int kPlaceBytes = 24;
+constexpr int kRingPlaceBytes = 32;  // of kRing's
+// For the barriers of kRing, and whether a block is the last of those that share K.
+constexpr int kRingBarrierBytes = 128;
 
 // An output tile is `positions` x `channels`. Warps divide it, warps_m x warps_n; blocks_per_sm bounds the registers.
+// kRing: warps_m sample and warps_n multiply, with so many stages of operands between them.
 struct TileConfig {
-  int positions, channels, warps_m, warps_n, blocks_per_sm;
+  int positions, channels, warps_m, warps_n, blocks_per_sm, stages;
 };
 
-enum class Kernel : std::uint8_t { kWgmma, kMma, kSimt };
+// Does kRing add up two parts of K by itself? Only where that is common, since it costs registers.
+constexpr bool adds_parts(int channels, bool full_precision) { return channels == 256 || full_precision; }
+
+enum class Kernel : std::uint8_t { kRing, kWgmma, kMma, kSimt };
 
 // What the kernels take.
 struct Arguments {
   const void* x;  // channels-last; the strides count vectors
   std::int64_t x_image;
   std::int32_t x_row, x_pixel;
-  const uint4* zeros;  // one vector
+  const uint4* zeros;  // as many vectors as a pixel of x has
   const void* packed;  // the weights: [group][block of out channels][step of K][tile in the kernel's order]
   const void* offset;
   const void* mask;
@@ -44,6 +51,9 @@ struct Arguments {
   std::int32_t channels_last_out;  // output's channels follow each other
   std::int32_t vectors_out;        // whole vectors of positions, or of channels, can be written
   float* partial;                  // with splits > 1: [split][tile][positions][groups * out_blocks * channels]
+  // kRing with two splits: the parts are in the order of the kernel's registers, and the second block of a tile, which
+  // it finds by counting here, adds them up. Otherwise null, and another kernel does.
+  std::int32_t* counters;
   std::int32_t relu;
 
   std::int64_t positions;  // N * Ho * Wo
@@ -67,14 +77,27 @@ struct Arguments {
   std::int64_t steps;       // of K
 };
 
+// What a kernel leaves out or does otherwise, to see where its time goes; in builds with CENTERMASK_TUNING, float16.
+enum class Study : std::uint8_t {
+  kNone,
+  kHalfBlend,  // samples blended in half precision
+  kNoBlend,    // one exclusive or in place of the interpolation
+  kNoGather,   // every neighbour is the same vector
+  kNoProduct
+};
+constexpr int kPrepare = 1, kProduct = 2, kSum = 4;  // kernels of a call
+
 // Instead of what the plan would choose; for benchmarks/cpp/deform_conv2d_tiles.cu.
 struct Tuning {
-  TileConfig tile{0, 0, 0, 0, 0};  // one of those compiled; 0 positions: chosen
-  int splits = 0;                  // 0: chosen
-  int patches = -1;                // 0: runs of positions, 1: patches, -1: chosen
-  bool simt = false;               // no tensor cores
-  bool wgmma = true;               // where it can be had
-  bool half_blend = false;         // float16: samples blended in half precision
+  TileConfig tile{0, 0, 0, 0, 0, 0};  // one of those compiled; 0 positions: chosen
+  int splits = 0;                     // 0: chosen
+  int patches = -1;                   // 0: runs of positions, 1: patches, -1: chosen
+  bool simt = false;                  // no tensor cores
+  bool wgmma = true;                  // where it can be had
+  bool ring = true;                   // likewise; otherwise every warp samples and multiplies
+  bool early = true;                  // kernels may begin before those before them have ended
+  Study study = Study::kNone;
+  int kernels = kPrepare | kProduct | kSum;  // those to launch
 };
 
 struct Plan {
@@ -83,11 +106,13 @@ struct Plan {
   TileConfig tile{};
   bool copy_x = false;
   bool full_precision = false;  // float32 that is not to be rounded to tf32
-  bool half_blend = false;
+  Study study = Study::kNone;
+  int kernels = kPrepare | kProduct | kSum;
+  bool early = true;
   Arguments arguments{};  // without the pointers
   std::int64_t shared_bytes = 0;
   // Parts of the workspace, 0 bytes where they are not needed.
-  std::int64_t x_bytes = 0, packed_bytes = 0, partial_bytes = 0;
+  std::int64_t x_bytes = 0, packed_bytes = 0, zero_bytes = 0, counter_bytes = 0, partial_bytes = 0;
 };
 
 std::size_t workspace_tuned(const TensorView& x, const TensorView& weight, const TensorView& offset,

@@ -2,7 +2,7 @@
 // the sum of the parts of K.
 #pragma once
 
-#include "cuda/mma.h"
+#include "cuda/pipeline.h"
 #include "deform_conv2d/forward_sampling.cuh"
 
 namespace centermask::deform_forward {
@@ -51,17 +51,54 @@ __global__ void __launch_bounds__(kPrepareThreads) copy_channels_last(const Copy
   }
 }
 
+// The same where whole vectors can be read along pixels and written along channels: planes without gaps, segments
+// without padding.
+template <class V>
+__global__ void __launch_bounds__(kPrepareThreads) copy_planes(const CopyArguments a) {
+  constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V)), kVectors = kCopyTile / kElements;
+  constexpr int kPitch =
+      kCopyTile + 4 / static_cast<int>(sizeof(V));      // one word more: other banks for the next channel
+  alignas(16) __shared__ V values[kCopyTile * kPitch];  // [channel][pixel]
+  const std::int64_t n = blockIdx.x / a.pixel_blocks;
+  const std::int64_t first_pixel = (blockIdx.x - n * a.pixel_blocks) * kCopyTile;
+  const int first_channel = static_cast<int>(blockIdx.y) * kCopyTile;
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.x); i < kCopyTile * kVectors; i += kPrepareThreads) {
+    const int channel = i / kVectors, pixel = i % kVectors * kElements;
+    uint4 vector = make_uint4(0, 0, 0, 0);
+    if (first_channel + channel < a.all_channels && first_pixel + pixel < a.pixels) {
+      vector = __ldg(reinterpret_cast<const uint4*>(static_cast<const V*>(a.from) + n * a.stride[0] +
+                                                    (first_channel + channel) * a.stride[1] + first_pixel + pixel));
+    }
+    unsigned* const to = reinterpret_cast<unsigned*>(values + channel * kPitch + pixel);
+    to[0] = vector.x, to[1] = vector.y, to[2] = vector.z, to[3] = vector.w;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.x); i < kCopyTile * kVectors; i += kPrepareThreads) {
+    const int pixel = i / kVectors, channel = i % kVectors * kElements;
+    if (first_channel + channel >= a.all_channels || first_pixel + pixel >= a.pixels) continue;
+    alignas(16) V vector[kElements];
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) vector[e] = values[(channel + e) * kPitch + pixel];
+    *reinterpret_cast<uint4*>(static_cast<V*>(a.to) + (n * a.pixels + first_pixel + pixel) * a.all_channels +
+                              first_channel + channel) = *reinterpret_cast<const uint4*>(vector);
+  }
+}
+
 struct PackArguments {
   const void* from;
   std::int64_t stride[4];
   void* to;
-  std::int64_t zeros;  // index of the vector, after all others, that samples outside the image read
-  std::int64_t steps;  // of K
+  std::int64_t zeros, zero_vectors;  // where zeros are to be, counted in vectors: what samples outside the image read
+  std::int64_t steps;                // of K
   std::int32_t group_out, out_blocks, columns;
   std::int32_t segments, segment_channels, chunks, taps, table_taps, kernel_w;
   std::int32_t channels_inside;  // in memory the weight's channels follow each other, not its taps
   std::int32_t taps_at_once;
-  std::int32_t tf32;  // round float32 to it
+  std::int32_t whole_rows;  // an out channel's weights follow each other, in vectors, and all taps fit
+  std::int32_t tf32;        // round float32 to it
+  std::int32_t parts;       // 2: and the rest after it
   Kernel kernel;
 };
 
@@ -74,9 +111,14 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
   constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V)), kDepth = kChunkVectors * kElements;
   constexpr int kPitch = kDepth * kPackTaps + 4 / static_cast<int>(sizeof(V));
   constexpr int kVectors = kPackRows * kChunkVectors;
-  __shared__ V values[kPackRows * kPitch];  // [row][channel][tap]
+  alignas(16) __shared__ V values[kPackRows * kPitch];  // [row][channel][tap]
   const int thread = static_cast<int>(threadIdx.x);
-  if (blockIdx.x == 0 && blockIdx.y == 0 && thread == 0) static_cast<uint4*>(a.to)[a.zeros] = make_uint4(0, 0, 0, 0);
+  cuda::let_next_kernel_begin();  // it has work to do before it needs the weights
+  if (blockIdx.x == 0 && blockIdx.y == 0) {
+    for (std::int64_t i = thread; i < a.zero_vectors; i += kPrepareThreads) {
+      static_cast<uint4*>(a.to)[a.zeros + i] = make_uint4(0, 0, 0, 0);
+    }
+  }
 
   const int row_blocks = a.columns / kPackRows, all_chunks = a.segments * a.chunks;
   std::int64_t block = blockIdx.x;
@@ -92,8 +134,24 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
        first_tap += static_cast<int>(gridDim.y) * a.taps_at_once) {
     const int taps = min(a.taps_at_once, a.taps - first_tap);
     __syncthreads();
+    const int row_vectors = kChunkVectors * a.taps;
 #pragma unroll 4
-    for (int i = thread; i < kPackRows * kDepth * taps; i += kPrepareThreads) {
+    for (int i = a.whole_rows != 0 ? thread : kPackRows * row_vectors; i < kPackRows * row_vectors;
+         i += kPrepareThreads) {
+      const int row = i / row_vectors, vector = i - row * row_vectors, out = first_out + row;
+      const int inside = (chunk * kDepth * a.taps) + vector * kElements;  // of the segment
+      uint4 words = make_uint4(0, 0, 0, 0);
+      if (inside < a.segment_channels * a.taps && out < a.group_out) {
+        words =
+            *reinterpret_cast<const uint4*>(static_cast<const V*>(a.from) + (group * a.group_out + out) * a.stride[0] +
+                                            static_cast<std::int64_t>(segment) * a.segment_channels * a.taps + inside);
+      }
+      unsigned* const to = reinterpret_cast<unsigned*>(values + row * kPitch) + vector * 4;
+      to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
+    }
+#pragma unroll 4
+    for (int i = a.whole_rows != 0 ? kPackRows * kDepth * taps : thread; i < kPackRows * kDepth * taps;
+         i += kPrepareThreads) {
       const int row = i / (kDepth * taps), inside = i - row * (kDepth * taps);
       const int k = a.channels_inside != 0 ? inside % kDepth : inside / taps;
       const int tap = a.channels_inside != 0 ? inside / kDepth : inside - k * taps;
@@ -108,9 +166,10 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
       values[row * kPitch + k * taps + tap] = value;
     }
     __syncthreads();
+    const int held = a.whole_rows != 0 ? a.taps : taps, first_held = a.whole_rows != 0 ? first_tap : 0;
     for (int i = thread; i < kVectors * taps; i += kPrepareThreads) {
       const int tap = i / kVectors, inside = i % kVectors;
-      alignas(16) V vector[kElements];
+      alignas(16) V vector[kElements], rest[kElements];
       std::int64_t to = row_block * kVectors + inside;
 #pragma unroll
       for (int e = 0; e < kElements; ++e) {
@@ -120,7 +179,7 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
           const int word = e / (kElements / 4);  // a register of the left operand
           row = word % 2 * 8 + lane / 4;
           k = (half * 4 + lane % 4) * kElements + (instruction * 2 + word / 2) * (kElements / 4) + e % (kElements / 4);
-        } else if (a.kernel == Kernel::kWgmma) {
+        } else if (a.kernel == Kernel::kWgmma || a.kernel == Kernel::kRing) {
           row = inside / kChunkVectors;
           k = (inside % kChunkVectors ^ row % 8) * kElements + e;
         } else {
@@ -129,8 +188,12 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
           row = inside % kOfRow * kElements + e;
           to = (k * a.columns + row_block * kPackRows) / kElements + inside % kOfRow;
         }
-        V value = values[row * kPitch + k * taps + tap];
-        if constexpr (sizeof(V) == 4) value = a.tf32 != 0 ? bit_copy<V>(cuda::to_tf32(value)) : value;
+        V value = values[row * kPitch + k * held + first_held + tap];
+        if constexpr (sizeof(V) == 4) {
+          const V all = value;
+          value = a.tf32 != 0 ? bit_copy<V>(cuda::to_tf32(value)) : value;
+          rest[e] = bit_copy<V>(cuda::to_tf32(all - value));
+        }
         vector[e] = value;
       }
       // The step of K: segments, blocks of table_taps taps, chunks, taps (Cursor, forward_sampling.cuh).
@@ -138,8 +201,12 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
       const std::int64_t step = static_cast<std::int64_t>(segment) * a.chunks * a.taps +
                                 static_cast<std::int64_t>(block_tap) * a.chunks +
                                 chunk * min(a.table_taps, a.taps - block_tap) + (all - block_tap);
-      static_cast<uint4*>(a.to)[(group_block * a.steps + step) * (a.columns * kChunkVectors) + to] =
-          *reinterpret_cast<const uint4*>(vector);
+      uint4* const of_step =
+          static_cast<uint4*>(a.to) + (group_block * a.steps + step) * (a.parts * a.columns * kChunkVectors);
+      of_step[to] = *reinterpret_cast<const uint4*>(vector);
+      if constexpr (sizeof(V) == 4) {
+        if (a.parts > 1) of_step[a.columns * kChunkVectors + to] = *reinterpret_cast<const uint4*>(rest);
+      }
     }
   }
 }
@@ -154,12 +221,14 @@ __global__ void __launch_bounds__(kPrepareThreads) sum_splits(const Arguments a,
   const std::int64_t rows = a.tiles * tile.positions, first_row = static_cast<std::int64_t>(blockIdx.x) * kSumRows;
   const int first_column = static_cast<int>(blockIdx.y) * 32, lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t step = rows * columns;
+  cuda::wait_for_kernel_before();
 #pragma unroll
   for (int r = static_cast<int>(threadIdx.x) / 32; r < kSumRows; r += kPrepareThreads / 32) {
     float sum = 0;
     if (first_row + r < rows) {  // columns are a multiple of 32
       const float* from = a.partial + (first_row + r) * columns + first_column + lane;
       sum = from[0];
+#pragma unroll 4
       for (int split = 1; split < a.splits; ++split) sum += from[split * step];
     }
     sums[r][lane] = sum;

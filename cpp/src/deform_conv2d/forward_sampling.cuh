@@ -90,11 +90,12 @@ struct Position {
 __device__ __forceinline__ Position locate(const Arguments& a, const TileConfig& tile, std::int64_t index, int p) {
   Position at;
   if (a.patch_w > 0) {
-    const std::int64_t per_image = static_cast<std::int64_t>(a.patches_x) * a.patches_y;
-    at.n = index / per_image;
-    const int patch = static_cast<int>(index - at.n * per_image);
-    at.y = patch / a.patches_x * a.patch_h + (p >> a.patch_log2);
-    at.x = patch % a.patches_x * a.patch_w + (p & (a.patch_w - 1));
+    // There are less than 2^31 tiles, and divisions of 64 bits are long.
+    const unsigned tiles = static_cast<unsigned>(index), patches_x = static_cast<unsigned>(a.patches_x);
+    const unsigned row_of_tiles = tiles / patches_x, image = row_of_tiles / static_cast<unsigned>(a.patches_y);
+    at.n = image;
+    at.y = static_cast<int>(row_of_tiles - image * a.patches_y) * a.patch_h + (p >> a.patch_log2);
+    at.x = static_cast<int>(tiles - row_of_tiles * patches_x) * a.patch_w + (p & (a.patch_w - 1));
     at.inside = at.y < a.out_height && at.x < a.out_width;
   } else {
     const std::int64_t position = index * tile.positions + p;
@@ -120,6 +121,9 @@ struct Places {
   __device__ __forceinline__ Places(unsigned char* memory, int table_taps, int positions)
       : weights(reinterpret_cast<float4*>(memory)),
         index(reinterpret_cast<int2*>(memory + table_taps * positions * static_cast<int>(sizeof(float4)))) {}
+  __device__ __forceinline__ void put(const Arguments&, int entry, const float4& four, const int2& where) const {
+    weights[entry] = four, index[entry] = where;
+  }
 };
 
 template <class V>
@@ -173,6 +177,9 @@ struct Cursor {
     tap = inside - chunk * block_taps(a);
   }
 
+  // The beginning of a segment.
+  __device__ __forceinline__ explicit Cursor(int segment_) : segment(segment_), first_tap(0), tap(0), chunk(0) {}
+
   __device__ __forceinline__ int block_taps(const Arguments& a) const { return min(a.table_taps, a.taps - first_tap); }
 
   // Returns whether the table of places has to be filled again.
@@ -204,20 +211,20 @@ struct Work {
 
 // ---- the table ----
 // Fills the table for the taps that follow each other from the cursor's. Followed by a barrier.
-// kAtOnce of a thread's taps have their loads under way together.
-template <class V, int kPositions, int kThreads, int kAtOnce>
+// kAtOnce of a thread's taps have their loads under way together. `thread` counts those that take part.
+template <class V, int kPositions, int kThreads, int kAtOnce, class Table>
 __device__ __forceinline__ void find_places(const Arguments& a, const TileConfig& tile, std::int64_t tile_index,
-                                            const Cursor& cursor, const Places& places) {
+                                            const Cursor& cursor, const Table& places, unsigned thread = threadIdx.x) {
   static_assert(kThreads % kPositions == 0, "a thread stays at one position");
   constexpr int kStep = kThreads / kPositions;
-  const int p = static_cast<int>(threadIdx.x % kPositions);
+  const int p = static_cast<int>(thread % kPositions);
   const int offset_group = cursor.segment / a.segments_of_offset_group;
   const int first_tap = cursor.first_tap, count = cursor.block_taps(a);
   const Position at = locate(a, tile, tile_index, p);
   const std::int64_t offset_at = at.n * a.offset_stride[0] + at.y * a.offset_stride[2] + at.x * a.offset_stride[3];
   const std::int64_t mask_at = at.n * a.mask_stride[0] + at.y * a.mask_stride[2] + at.x * a.mask_stride[3];
   const int y0 = at.y * a.stride[0] - a.padding[0], x0 = at.x * a.stride[1] - a.padding[1];
-  for (int tap0 = static_cast<int>(threadIdx.x / kPositions); tap0 < count; tap0 += kStep * kAtOnce) {
+  for (int tap0 = static_cast<int>(thread / kPositions); tap0 < count; tap0 += kStep * kAtOnce) {
     float dy[kAtOnce], dx[kAtOnce], mask[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
@@ -237,7 +244,10 @@ __device__ __forceinline__ void find_places(const Arguments& a, const TileConfig
       const int row = (first_tap + tap) / a.kernel_w, column = (first_tap + tap) - row * a.kernel_w;
       const float y = static_cast<float>(y0 + row * a.dilation[0]) + dy[i];
       const float x = static_cast<float>(x0 + column * a.dilation[1]) + dx[i];
-      find_place(a, at, y, x, mask[i], places.weights[tap * kPositions + p], places.index[tap * kPositions + p]);
+      float4 weights;
+      int2 index;
+      find_place(a, at, y, x, mask[i], weights, index);
+      places.put(a, tap * kPositions + p, weights, index);
     }
   }
 }

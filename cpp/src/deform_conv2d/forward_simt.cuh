@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kSimtThreads, 2) forward_simt(const Arguments 
   constexpr int kPitch = kM + 4;  // keeps the writers of one row off each other's banks, and 16-byte alignment
   constexpr int kBlocksM = kM / 64, kBlocksN = kN / 64;  // a thread has so many 4 x 4 blocks, 64 apart
   using V = typename Type::Value;
-  constexpr TileConfig kTile = {kM, kN, 0, 0, 0};
+  constexpr TileConfig kTile = {kM, kN, 0, 0, 0, 0};
 
   CENTERMASK_DYNAMIC_SHARED(memory);
   float* const samples = reinterpret_cast<float*>(memory);
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kSimtThreads, 2) forward_simt(const Arguments 
       }
       const V* from = static_cast<const V*>(a.packed) +
                       ((work.group_block * a.steps + step) * kChunkVectors + first) * kElements * kN;
-#pragma unroll 4
+#pragma unroll 2
       for (int i = thread; i < kDepth * kN; i += kSimtThreads) weights[i] = to_float(from[i]);
       __syncthreads();
 #pragma unroll 4

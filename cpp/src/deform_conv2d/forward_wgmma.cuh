@@ -11,16 +11,19 @@ namespace {
 constexpr int kWgmmaPositions = 128;
 
 template <int kTiles>
-__device__ __forceinline__ void wgmma(const MmaFloat16&, float (&d)[kTiles][4], const void* a, const void* b, int k) {
-  cuda::wgmma_f16(d, a, b, k);
+__device__ __forceinline__ void wgmma(const MmaFloat16&, float (&d)[kTiles][4], const void* a, const void* b, int k,
+                                      bool add = true) {
+  cuda::wgmma_f16(d, a, b, k, add);
 }
 template <int kTiles>
-__device__ __forceinline__ void wgmma(const MmaBFloat16&, float (&d)[kTiles][4], const void* a, const void* b, int k) {
-  cuda::wgmma_bf16(d, a, b, k);
+__device__ __forceinline__ void wgmma(const MmaBFloat16&, float (&d)[kTiles][4], const void* a, const void* b, int k,
+                                      bool add = true) {
+  cuda::wgmma_bf16(d, a, b, k, add);
 }
 template <int kTiles>
-__device__ __forceinline__ void wgmma(const MmaTf32&, float (&d)[kTiles][4], const void* a, const void* b, int k) {
-  cuda::wgmma_tf32(d, a, b, k);
+__device__ __forceinline__ void wgmma(const MmaTf32&, float (&d)[kTiles][4], const void* a, const void* b, int k,
+                                      bool add = true) {
+  cuda::wgmma_tf32(d, a, b, k, add);
 }
 
 // A tile of 128 positions x kN out channels. A warpgroup has 64 channels, and all positions or half of them (kSides =
@@ -34,7 +37,7 @@ __global__ void __launch_bounds__(kN / 64 * kSides * 128, kBlocks) forward_wgmma
   constexpr int kRowStep = kThreads / kChunkVectors;
   constexpr int kTilesM = kM / kSides / 8;
   using V = typename Type::Value;
-  constexpr TileConfig kTile = {kM, kN, kSides, kWarpsN, kBlocks};
+  constexpr TileConfig kTile = {kM, kN, kSides, kWarpsN, kBlocks, 0};
 
   CENTERMASK_DYNAMIC_SHARED(unaligned);
   unsigned char* const memory = cuda::align_for_swizzle(unaligned);

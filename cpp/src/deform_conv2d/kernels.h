@@ -15,32 +15,39 @@ struct BlockSizes {
 };
 
 // ---- forward ----
-// Output positions are numbered through the whole batch, n*Ho*Wo + oy*Wo + ox. A tile is `tile_rows` of them; its
-// samples are written, `depth` columns (taps x channels) at a time, into a panel that stays in the L2 cache.
+// Output positions are numbered through the whole batch, n*Ho*Wo + oy*Wo + ox. A tile is `tile_rows` of them.
+// The columns of a group, taps x channels, come in chunks of some taps of some channels, ordered by
+// [group of taps][run of channels][tap][channel]: few channels of all taps, so that what a position samples is still in
+// the L1 cache from its neighbours. A chunk's samples at the positions of one register block are a panel.
 struct ForwardPlan {
   DeformConv2dShape shape;
-  std::int64_t pixel_stride;  // of the channels-last copy, in elements
-  std::int64_t image_stride;  // one zero pixel, then H*W pixels
-  std::int64_t depth;         // columns of the panel that are filled at once
-  std::int64_t panel_stride;
-  std::int64_t tile_rows;  // a multiple of the register block's rows
+  std::int64_t pixel_stride;    // of the channels-last copy, in elements
+  std::int64_t image_stride;    // one zero pixel, then H*W pixels
+  std::int64_t images_at_once;  // of which the copy is held
+  std::int64_t chunk_taps;      // of a chunk; the last chunks may have fewer
+  std::int64_t chunk_channels;  // likewise
+  std::int64_t panel_stride;    // in the panel's elements
+  std::int64_t tile_rows;       // a multiple of the register block's rows
+  std::int64_t slab;  // out channels whose sums are kept at a time, a multiple of the register block's columns
 };
 
 struct ForwardArguments {
   ForwardPlan plan;
   TensorView x, weight, offset, mask, bias, output;
-  void* pixels;        // channels-last copy of x
-  const void* packed;  // [group][out block][kh*kw*C/groups][columns]
+  std::int64_t first_image;  // of those at hand
+  void* pixels;              // their channels-last copy
+  const void* packed;  // [group][out block][kh*kw*C/groups in the order of chunks][columns]; bf16: see its kernels
 };
 
 struct ForwardKernels {
   BlockSizes block;
+  std::int64_t panel_item;  // bytes of an element of the panel, and of packed weights
   // Packs out channels [block*columns, ...) of a group: one block of `packed`.
-  void (*pack_weight)(const DeformConv2dShape& shape, const TensorView& weight, std::int64_t group, std::int64_t block,
+  void (*pack_weight)(const ForwardPlan& plan, const TensorView& weight, std::int64_t group, std::int64_t block,
                       void* packed);
   // Rows [row, row_end) of image n of x into the channels-last copy (and the zero pixel, with row 0).
   void (*copy_rows)(const ForwardArguments& arguments, std::int64_t n, std::int64_t row, std::int64_t row_end);
-  std::int64_t (*scratch_elements)(const ForwardPlan& plan);
+  std::int64_t (*scratch_bytes)(const ForwardPlan& plan);
   // Output positions [first, first + count), count <= tile_rows.
   void (*tile)(const ForwardArguments& arguments, std::int64_t first, std::int64_t count, void* scratch);
 };
@@ -102,6 +109,7 @@ struct BackwardKernels {
 extern const ForwardKernels forward_kernels_baseline[2];
 extern const ForwardKernels forward_kernels_avx2[2];
 extern const ForwardKernels forward_kernels_avx512[2];
+extern const ForwardKernels forward_kernels_avx512bf16[1];  // float, products in bfloat16
 extern const BackwardKernels backward_kernels_baseline[2];
 extern const BackwardKernels backward_kernels_avx2[2];
 extern const BackwardKernels backward_kernels_avx512[2];

@@ -9,30 +9,28 @@
 namespace centermask::deform {
 namespace {
 
-// The four neighbours of each sample of one tap at `capacity` positions. Neighbours outside the image are the zero
-// pixel, index 0; pixel (y, x) has index 1 + y*W + x. Held as arrays so that computing them vectorises.
+constexpr std::int64_t kCornerPositions = 16;  // a multiple of every vector's lanes
+
+// The four neighbours (top left, top right, bottom left, bottom right) of each sample of one tap at kCornerPositions
+// positions. Neighbours outside the image are the zero pixel, index 0; pixel (y, x) has index 1 + y*W + x. Arrays within
+// a block, so that computing them vectorises; blocks, so that whoever reads one position after the other touches
+// few cache lines.
 template <class T>
-struct Corners {
-  Integer<T>* index[4];  // top left, top right, bottom left, bottom right
-  T* weight[4];          // bilinear weight times mask
-  T* below;              // fraction of the way from top to bottom
-  T* right;              // and from left to right
-  T* mask;
+struct CornerBlock {
+  Integer<T> index[4][kCornerPositions];
+  T weight[4][kCornerPositions];  // bilinear weight times mask
 };
 
-constexpr std::int64_t kCornerArrays = 4 + 4 + 3;
-
-// Takes kCornerArrays * capacity elements of T; `capacity` is a multiple of 16, so that loops may take whole vectors.
 template <class T>
-Corners<T> make_corners(T* memory, std::int64_t capacity) {
-  Corners<T> corners;
-  for (int k = 0; k < 4; ++k) corners.weight[k] = memory + k * capacity;
-  corners.below = memory + 4 * capacity;
-  corners.right = memory + 5 * capacity;
-  corners.mask = memory + 6 * capacity;
-  for (int k = 0; k < 4; ++k) corners.index[k] = reinterpret_cast<Integer<T>*>(memory + (7 + k) * capacity);
-  return corners;
-}
+constexpr std::int64_t kCornerElements = static_cast<std::int64_t>(sizeof(CornerBlock<T>) / sizeof(T));
+
+// The place of each sample between its neighbours, for the backward pass. Arrays of whole corner blocks.
+template <class T>
+struct Places {
+  T* below;  // fraction of the way from top to bottom
+  T* right;  // and from left to right
+  T* mask;
+};
 
 template <class T, class From>
 void read_run(const void* data, std::int64_t start, std::int64_t step, std::int64_t count, T* to) {
@@ -59,16 +57,16 @@ void read_row(const TensorView& view, std::int64_t n, std::int64_t channel, std:
 
 // The corners of tap `tap` of an offset group at the positions [first, first + count) of the batch.
 // At y = -1 exactly the sample is outside and its value 0, yet its derivative by y looks to the right, into the image
-// (likewise x): kAtEdge counts such samples as inside, for the backward pass.
+// (likewise x): kAtEdge counts such samples as inside, for the backward pass. Without it, `places` is scratch.
 template <class T, bool kAtEdge>
-void find_corners(const DeformConv2dShape& s, const TensorView& offset, const TensorView& mask,
+__attribute__((noinline)) void find_corners(const DeformConv2dShape& s, const TensorView& offset, const TensorView& mask,
                   std::int64_t offset_group, std::int64_t tap, std::int64_t first, std::int64_t count,
-                  const Corners<T>& corners) {
+                  CornerBlock<T>* corners, const Places<T>& places) {
   const std::int64_t taps = s.kernel_h * s.kernel_w;
   const std::int64_t channel = offset_group * taps + tap;
   const std::int64_t pixels = s.out_height * s.out_width;
-  T* ys = corners.below;
-  T* xs = corners.right;
+  T* ys = places.below;
+  T* xs = places.right;
   for (std::int64_t done = 0; done < count;) {
     const std::int64_t position = first + done;
     const std::int64_t n = position / pixels, row = position % pixels / s.out_width, column = position % s.out_width;
@@ -76,7 +74,7 @@ void find_corners(const DeformConv2dShape& s, const TensorView& offset, const Te
     if (run > count - done) run = count - done;
     read_row(offset, n, 2 * channel, row, column, run, ys + done);
     read_row(offset, n, 2 * channel + 1, row, column, run, xs + done);
-    if (mask.rank >= 0) read_row(mask, n, channel, row, column, run, corners.mask + done);
+    if (mask.rank >= 0) read_row(mask, n, channel, row, column, run, places.mask + done);
     const T y0 =
         static_cast<T>(row * s.params.stride[0] - s.params.padding[0] + tap / s.kernel_w * s.params.dilation[0]);
     const std::int32_t x0 = static_cast<std::int32_t>(column * s.params.stride[1] - s.params.padding[1] +
@@ -89,7 +87,7 @@ void find_corners(const DeformConv2dShape& s, const TensorView& offset, const Te
     done += run;
   }
   if (mask.rank < 0) {
-    for (std::int64_t i = 0; i < count; ++i) corners.mask[i] = 1;
+    for (std::int64_t i = 0; i < count; ++i) places.mask[i] = 1;
   }
 
   const Vector<T> height = splat(static_cast<T>(s.height)), width = splat(static_cast<T>(s.width));
@@ -110,18 +108,22 @@ void find_corners(const DeformConv2dShape& s, const TensorView& offset, const Te
     const Integers<T> has_top = inside & (top >= 0), has_bottom = inside & (top + 1 < h);
     const Integers<T> has_left = left >= 0, has_right = left + 1 < w;
     const Integers<T> base = 1 + top * w + left;
-    store_integers<T>(corners.index[0] + i, has_top & has_left & base);
-    store_integers<T>(corners.index[1] + i, has_top & has_right & (base + 1));
-    store_integers<T>(corners.index[2] + i, has_bottom & has_left & (base + w));
-    store_integers<T>(corners.index[3] + i, has_bottom & has_right & (base + w + 1));
-    const Vector<T> mask_values = load(corners.mask + i);
+    CornerBlock<T>& block = corners[i / kCornerPositions];
+    const std::int64_t at = i % kCornerPositions;
+    store_integers<T>(block.index[0] + at, has_top & has_left & base);
+    store_integers<T>(block.index[1] + at, has_top & has_right & (base + 1));
+    store_integers<T>(block.index[2] + at, has_bottom & has_left & (base + w));
+    store_integers<T>(block.index[3] + at, has_bottom & has_right & (base + w + 1));
+    const Vector<T> mask_values = load(places.mask + i);
     const Vector<T> lower = below * mask_values, upper = mask_values - lower;
-    store(corners.weight[0] + i, upper - upper * right);
-    store(corners.weight[1] + i, upper * right);
-    store(corners.weight[2] + i, lower - lower * right);
-    store(corners.weight[3] + i, lower * right);
-    store(ys + i, below);
-    store(xs + i, right);
+    store(block.weight[0] + at, upper - upper * right);
+    store(block.weight[1] + at, upper * right);
+    store(block.weight[2] + at, lower - lower * right);
+    store(block.weight[3] + at, lower * right);
+    if (kAtEdge) {
+      store(ys + i, below);
+      store(xs + i, right);
+    }
   }
 }
 

@@ -11,15 +11,19 @@ namespace {
 #if defined(CENTERMASK_ISA_avx512)
 #define CENTERMASK_VECTOR_BYTES 64
 constexpr int kRows = 12;
+constexpr int kRegisters = 32;
 #elif defined(CENTERMASK_ISA_avx2)
 #define CENTERMASK_VECTOR_BYTES 32
 constexpr int kRows = 6;
+constexpr int kRegisters = 16;
 #elif defined(__aarch64__)
 #define CENTERMASK_VECTOR_BYTES 16
 constexpr int kRows = 12;
+constexpr int kRegisters = 32;
 #else
 #define CENTERMASK_VECTOR_BYTES 16
 constexpr int kRows = 4;
+constexpr int kRegisters = 16;
 #endif
 
 // The vector of T, and that of integers of the same size, for comparisons and indices.
@@ -83,11 +87,20 @@ inline __attribute__((always_inline)) Vector<T> splat(T value) {
 
 constexpr std::int64_t round_up(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
 
+// Other work that multiply_block does in between, piece by piece: none.
+struct NothingBeside {
+  std::int64_t until(std::int64_t, std::int64_t depth) const { return depth; }
+  void step() {}
+};
+
 // c[kRows][kColumns] (+)= a * b over `depth`. Element (row, d) of a is a[row*a_stride + d], or with kTransposed
-// a[d*a_stride + row]; row d of b is at b + d*b_stride; rows of c are c_stride apart.
-template <class T, bool kTransposed>
-void multiply_block(const T* a, std::int64_t a_stride, const T* b, std::int64_t b_stride, std::int64_t depth, T* c,
-                    std::int64_t c_stride, bool accumulate) {
+// a[d*a_stride + row]; row d of b is at b + d*b_stride; rows of c are c_stride apart. beside.step() is called in
+// between, when `d` has reached beside.until(d, depth).
+template <class T, bool kTransposed, class Beside>
+inline __attribute__((always_inline)) void multiply_block_beside(const T* a, std::int64_t a_stride, const T* b,
+                                                                 std::int64_t b_stride, std::int64_t depth, T* c,
+                                                                 std::int64_t c_stride, bool accumulate,
+                                                                 Beside& beside) {
   constexpr int kN = kLanes<T>;
   Vector<T> sum[kRows][2];
 #pragma GCC unroll 12
@@ -95,22 +108,33 @@ void multiply_block(const T* a, std::int64_t a_stride, const T* b, std::int64_t 
     sum[r][0] = accumulate ? load(c + r * c_stride) : Vector<T>{};
     sum[r][1] = accumulate ? load(c + r * c_stride + kN) : Vector<T>{};
   }
-  for (std::int64_t d = 0; d < depth; ++d) {
-    const Vector<T> b0 = load(b), b1 = load(b + kN);
-    b += b_stride;
+  for (std::int64_t d = 0; d < depth;) {
+    const std::int64_t until = beside.until(d, depth);
+    for (; d < until; ++d) {
+      const Vector<T> b0 = load(b), b1 = load(b + kN);
+      b += b_stride;
 #pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
-      const Vector<T> s = splat(kTransposed ? a[r] : a[r * a_stride]);
-      sum[r][0] += s * b0;
-      sum[r][1] += s * b1;
+      for (int r = 0; r < kRows; ++r) {
+        const Vector<T> s = splat(kTransposed ? a[r] : a[r * a_stride]);
+        sum[r][0] += s * b0;
+        sum[r][1] += s * b1;
+      }
+      a += kTransposed ? a_stride : 1;
     }
-    a += kTransposed ? a_stride : 1;
+    beside.step();
   }
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
     store(c + r * c_stride, sum[r][0]);
     store(c + r * c_stride + kN, sum[r][1]);
   }
+}
+
+template <class T, bool kTransposed>
+void multiply_block(const T* a, std::int64_t a_stride, const T* b, std::int64_t b_stride, std::int64_t depth, T* c,
+                    std::int64_t c_stride, bool accumulate) {
+  NothingBeside nothing;
+  multiply_block_beside<T, kTransposed>(a, a_stride, b, b_stride, depth, c, c_stride, accumulate, nothing);
 }
 
 }  // namespace

@@ -7,10 +7,52 @@ patch around the cell and on nothing else.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class Peaks(NamedTuple):
+    """The best centres of a batch of heatmaps.
+
+    Attributes:
+        scores: [N,K] in 0..1, descending.
+        labels: [N,K] int64, -1 after `count`.
+        index: [N,K] int64, cell y * W + x; any cell after `count`.
+        count: [N] int64, rows of each picture that are valid.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    index: Tensor  # type: ignore[assignment]  # neither method of tuple is wanted here
+    count: Tensor  # type: ignore[assignment]
+
+
+def decode_centers(heatmap: Tensor, top_k: int, score_threshold: float) -> Peaks:
+    """The peaks of a heatmap, as `centermask.ops.decode_centers` but for the order of equal scores.
+
+    Args:
+        heatmap: [N,C,H,W] logits.
+        top_k: K; where there are fewer cells, as many.
+        score_threshold: Peaks below this score are cut off (score 0, label -1).
+    """
+    classes, height, width = heatmap.shape[1:]
+    peak = F.max_pool2d(heatmap, 3, stride=1, padding=1)
+    lowest = torch.full_like(heatmap, float("-inf"))
+    flat = torch.where(heatmap == peak, heatmap, lowest).flatten(1)  # [N,C*H*W]
+    logits, place = torch.topk(flat, min(top_k, classes * height * width), dim=1)  # [N,K]
+    labels = torch.div(place, height * width, rounding_mode="floor")
+    scores = torch.sigmoid(logits)
+    # With a threshold of 0 the cells that are no peaks, of score 0, must still stay out.
+    valid = (scores >= score_threshold) & (logits > float("-inf"))  # [N,K], true rows first
+    return Peaks(
+        scores=torch.where(valid, scores, 0.0),
+        labels=torch.where(valid, labels, -1),
+        index=place - labels * (height * width),
+        count=valid.sum(dim=1),
+    )
 
 
 def gather_patches(features: Tensor, index: Tensor) -> Tensor:

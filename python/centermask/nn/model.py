@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from centermask.config import STRIDE, BoxCoding, ModelConfig
 from centermask.nn.backbone import Backbone
 from centermask.nn.dlaup import DlaUp
-from centermask.nn.heads import HEATMAP_BIAS, Head, MaskFeatures, gather_patches
+from centermask.nn.heads import HEATMAP_BIAS, Head, MaskFeatures, Peaks, decode_centers, gather_patches
 from centermask.nn.neck import Neck
 
 EXP_BASE = 8.0
@@ -123,47 +124,49 @@ class CenterMask(nn.Module):
             return torch.full((2,), 0.5, device=patches.device)
         return _widened(self.offset.at(patches))
 
-    def deploy(self, images: Tensor, score_threshold: float = 0.05, *, flip: bool = False) -> Detections:
+    def deploy(
+        self,
+        images: Tensor,
+        score_threshold: float = 0.05,
+        *,
+        flip: bool = False,
+        decode: Callable[[Tensor, int, float], Peaks] = decode_centers,
+        gather: Callable[[Tensor, Tensor], Tensor] = gather_patches,
+    ) -> Detections:
         """Inference: the heatmap everywhere, all other heads at its K best peaks only.
 
         Args:
             images: [N,3,H,W] normalised.
             score_threshold: Peaks below this score are cut off (rows of zeros, label -1).
             flip: CenterNet's flip test: scores and sizes are the means of the picture's and its mirror image's.
+            decode: What finds the centres; an exporter puts one operator here.
+            gather: What takes the patches, likewise.
 
         Returns:
             Detections in input pixels.
         """
         dense = self.forward(images)
-        heatmap = _widened(dense.heatmap)
+        heatmap = _widened(dense.heatmap)  # [N,C,128,128]
         mirror = self.forward(images.flip(3)) if flip else None
         if mirror is not None:
             mean = (torch.sigmoid(heatmap) + torch.sigmoid(_widened(mirror.heatmap).flip(3))) / 2
             heatmap = torch.logit(mean)
-        classes, height, width = heatmap.shape[1:]
-        peak = F.max_pool2d(heatmap, 3, stride=1, padding=1)
-        lowest = torch.full_like(heatmap, float("-inf"))
-        flat = torch.where(heatmap == peak, heatmap, lowest).flatten(1)  # [N,C*128*128]
-        logits, place = torch.topk(flat, min(self.config.top_k, classes * height * width), dim=1)  # [N,K]
-        labels = torch.div(place, height * width, rounding_mode="floor")
-        index = place - labels * (height * width)
-        y = torch.div(index, width, rounding_mode="floor")
-        x = index - y * width
-
-        scores = torch.sigmoid(logits)
-        # With a threshold of 0 the cells that are no peaks, of score 0, must still stay out.
-        valid = (scores >= score_threshold) & (logits > float("-inf"))  # [N,K], true rows first
-        patches = gather_patches(dense.features, index)  # [N,K,F*9]
-        mirrored = None if mirror is None else gather_patches(mirror.features, y * width + (width - 1 - x))
+        peaks = decode(heatmap, self.config.top_k, score_threshold)
+        width = heatmap.shape[3]
+        y = torch.div(peaks.index, width, rounding_mode="floor")
+        x = peaks.index - y * width
+        valid = peaks.labels >= 0  # [N,K], true rows first
+        patches = gather(dense.features, peaks.index)  # [N,K,F*9]
+        mirrored = None if mirror is None else gather(mirror.features, y * width + (width - 1 - x))
         boxes = self.boxes_at(patches, y, x, mirrored) * STRIDE  # [N,K,4]
         params = None
         if self.mask_params is not None:
             params = torch.where(valid[:, :, None], _widened(self.mask_params.at(patches)), 0.0)  # [N,K,P]
         return Detections(
             boxes=torch.where(valid[:, :, None], boxes, 0.0),
-            scores=torch.where(valid, scores, 0.0),
-            labels=torch.where(valid, labels, -1),
-            count=valid.sum(dim=1),
+            scores=peaks.scores,
+            labels=peaks.labels,
+            count=peaks.count,
             mask_params=params,
             mask_features=None if dense.mask_features is None else _widened(dense.mask_features),
         )

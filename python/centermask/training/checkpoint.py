@@ -18,6 +18,8 @@ from centermask.nn.model import CenterMask
 
 FORMAT = "centermask-checkpoint"
 VERSION = 1
+SUFFIX = ".checkpoint-part"
+"""Of the name of a file that is being written."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         "training": dict(checkpoint.training),
         "info": dict(checkpoint.info),
     }
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
     try:
         with os.fdopen(descriptor, "wb") as file:
             try:
@@ -90,6 +92,12 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Removes what a `save_checkpoint` that was killed has left in a folder."""
+    for path in Path(folder).glob(f".*{SUFFIX}"):
+        path.unlink(missing_ok=True)
 
 
 def _check_plain(value: Any, name: str) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "DataError",
     "ImageRecord",
     "Problem",
+    "free_memory",
     "load_datasets",
     "repeat_factors",
     "require_objects",
@@ -200,7 +201,7 @@ def load_datasets(
         category_ids=_category_ids(files, names),
         sources=tuple(file.folder.resolve().name for file in files),
         problems=problems,
-        cache=_free_memory() // 2 if cache is True else int(cache),
+        cache=free_memory() // 2 if cache is True else int(cache),
         max_side=max_side,
     )
 
@@ -218,7 +219,7 @@ def require_objects(dataset: CocoDataset) -> None:
         )
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes that Linux could give without swapping; 4 GiB where it does not say."""
     try:
         rows = Path("/proc/meminfo").read_text().splitlines()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import cv2
@@ -95,13 +95,30 @@ def _owners(counts: Sequence[int]) -> torch.Tensor:
 
 
 class TrainDataset(Dataset[TrainSample]):
-    """Augmented samples of a data set, addressed by `SampleKey`."""
+    """Augmented samples of a data set, addressed by `SampleKey`.
+
+    Args:
+        dataset: The pictures.
+        transform: Makes the samples.
+        seed: Of the run.
+        mixing: See `make_loader`.
+        sizes: Sides of the samples; each step takes one of them, and none for that of `transform`.
+        step: Samples a step, over all processes.
+    """
 
     def __init__(
-        self, dataset: CocoDataset, transform: TrainTransform, seed: int, mixing: MixOptions | None = None
+        self,
+        dataset: CocoDataset,
+        transform: TrainTransform,
+        seed: int,
+        mixing: MixOptions | None = None,
+        *,
+        sizes: Sequence[int] = (),
+        step: int = 1,
     ) -> None:
         self.dataset = dataset
-        self.transform = transform
+        self.transforms = [replace(transform, size=size) for size in sizes] or [transform]
+        self.step = step
         self.seed = seed
         self.mixing = mixing
         sources = np.array([record.source for record in dataset.records])
@@ -110,16 +127,20 @@ class TrainDataset(Dataset[TrainSample]):
     def __getitem__(self, key: SampleKey) -> TrainSample:
         picture, epoch, position = key
         rng = np.random.default_rng((self.seed, epoch, position))
+        transform = self.transforms[0]
+        if len(self.transforms) > 1:  # the same for all samples of a step, in whatever process they are made
+            choice = np.random.default_rng((self.seed, epoch, position // self.step, 1))
+            transform = self.transforms[int(choice.integers(len(self.transforms)))]
         record = self.dataset.records[picture]
         try:
             image = self.dataset.image(picture)
             if self.mixing is None:
-                return self.transform(record, image, rng)
-            return mixed_sample(self.transform, self.mixing, (record, image), lambda: self._partner(record, rng), rng)
+                return transform(record, image, rng)
+            return mixed_sample(transform, self.mixing, (record, image), lambda: self._partner(record, rng), rng)
         except DataError as error:
             # A broken file must not end a run of hours: it becomes a black picture that teaches nothing at all.
             _log.warning("%s; the picture is left out", error)
-            return empty_sample(self.transform.size, len(self.dataset.class_names), record.image_id)
+            return empty_sample(transform.size, len(self.dataset.class_names), record.image_id)
 
     def _partner(self, record: ImageRecord, rng: np.random.Generator) -> Picture:
         other = int(rng.choice(self._peers[record.source]))
@@ -215,6 +236,8 @@ def make_loader(
     *,
     batch_size: int,
     seed: int,
+    batches_a_step: int = 1,
+    sizes: Sequence[int] = (),
     workers: int = 0,
     mixing: MixOptions | None = None,
     factors: NDArray[np.float64] | None = None,
@@ -229,6 +252,8 @@ def make_loader(
         transform: Makes the samples.
         batch_size: Samples a batch in this process.
         seed: Of the run.
+        batches_a_step: Batches of this process that make one step of the optimizer; an epoch holds whole steps.
+        sizes: Sides of the samples, of which each step takes one at random; none for that of `transform`.
         workers: Worker processes; 0 works in this one. The batches are the same for any number.
         mixing: Mosaic and copy-paste; None for neither.
         factors: See `EpochSampler`; None shows every picture once.
@@ -236,15 +261,16 @@ def make_loader(
         world_size: Number of processes.
         pin_memory: Batches in page-locked memory, for a quicker way to a GPU.
     """
+    step = batch_size * world_size * batches_a_step
     sampler = EpochSampler(
         len(dataset) if factors is None else factors,
         seed=seed,
-        multiple=batch_size * world_size,
+        multiple=step,
         rank=rank,
         world_size=world_size,
     )
     loader: DataLoader[TrainBatch] = DataLoader(
-        TrainDataset(dataset, transform, seed, mixing),  # type: ignore[arg-type]
+        TrainDataset(dataset, transform, seed, mixing, sizes=sizes, step=step),  # type: ignore[arg-type]
         batch_sampler=BatchSampler(sampler, batch_size, drop_last=False),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=collate,

@@ -10,11 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from centermask.nn.model import CenterMask
@@ -23,54 +20,25 @@ from centermask.training.average import WeightAverage
 from centermask.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
+    remove_unfinished,
     rows_by_class,
     save_checkpoint,
     slim_checkpoint,
 )
-from centermask.training.data import CocoDataset, load_datasets, repeat_factors, require_objects
+from centermask.training.data import CocoDataset, free_memory, load_datasets, repeat_factors, require_objects
+from centermask.training.guard import explanation
 from centermask.training.loader import TrainBatch, make_loader
 from centermask.training.mixing import MixOptions
-from centermask.training.objective import LossTask, Objective, default_model_config, first_bad_layer, started_from
-from centermask.training.optimizer import parameter_groups, resumed_state
+from centermask.training.objective import LossTask, Objective, default_model_config, started_from
+from centermask.training.optimizer import freeze_backbone, learning_rate_factor, parameter_groups, resumed_state
+from centermask.training.processes import make_fabric, mean_of_all, prepare_batch_norm, processes_here, told_by_all
 from centermask.training.progress import BestSoFar, Clock, bar_seconds, figures_in_words
 from centermask.training.settings import TrainConfig
 from centermask.training.val_split import load_val, must_be_made
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS: Mapping[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-
 Evaluate = Callable[[CenterMask, CocoDataset], dict[str, Any]]
-
-
-def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> float:
-    """What the base learning rate is multiplied with at a step: linear warm-up, then `cosine` to 1 % or `step`."""
-    warm = min(1.0, (step + 1) / max(warmup, 1))
-    done = step / max(total, 1)
-    if schedule == "cosine":
-        return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
-    return warm * (0.1 ** ((done >= 2 / 3) + (done >= 8 / 9)))
-
-
-def freeze_backbone(model: CenterMask, stages: int) -> list[nn.Module]:
-    """Stops the gradients of the stem and of the backbone's first `stages` stages.
-
-    Returns:
-        The frozen modules; the loop keeps their norms in eval mode.
-    """
-    frozen: list[nn.Module] = []
-    if stages <= 0:
-        return frozen
-    seen = 0
-    for name, child in model.backbone.body.named_children():
-        # A stage is layer1 ..., stages_0 ...; EfficientNets keep theirs in one module called blocks.
-        for part in child.children() if name == "blocks" else [child]:
-            seen += name == "blocks" or name.startswith(("layer", "stage"))
-            if seen <= stages:
-                frozen.append(part.requires_grad_(False))
-    if seen < stages:
-        raise ValueError(f"train: cannot freeze {stages} stages of {model.config.backbone}, which shows {seen}")
-    return frozen
 
 
 class Trainer:
@@ -90,26 +58,27 @@ class Trainer:
         self.evaluate = evaluate
         self.out = Path(config.out)
         if not config.resume and (self.out / "last.pt").exists():
-            raise ValueError(f"train: {self.out} holds a run already: go on with it (--resume), or choose another --out")
-        self.fabric = lightning.Fabric(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            precision=PRECISIONS[config.precision],
-            loggers=TensorBoardLogger(self.out, name="logs", version=""),
-        )
-        self.fabric.launch()
-        if config.batch_size % self.fabric.world_size:
-            raise ValueError(f"train: batch_size {config.batch_size} does not divide among {self.fabric.world_size}")
+            raise ValueError(
+                f"train: {self.out} holds a run already: go on with it (--resume), or choose another --out"
+            )
+        self.fabric = make_fabric(config)
+        if self.fabric.is_global_zero:
+            remove_unfinished(self.out)
         torch.manual_seed(config.seed)
 
         classes = config.classes or None
         # Crops magnify a picture by at most 1 / scale[0]: more pixels than that are never seen.
-        max_side = math.ceil(config.size / config.scale[0])
+        max_side = math.ceil(max(config.sizes()) / config.scale[0])
         folders = [Path(p) for p in config.data]
         split = config.val_split if evaluate is not None else ""
         make_val = must_be_made(folders, split)
         self.data = load_datasets(
-            folders, "train", classes=classes, cache=config.cache, max_side=max_side, make_val=make_val
+            folders,
+            "train",
+            classes=classes,
+            cache=free_memory() // (2 * processes_here()) if config.cache else 0,
+            max_side=max_side,
+            make_val=make_val,
         )
         require_objects(self.data)
         self.held_out = list(self.data.sources) if make_val else []
@@ -125,6 +94,7 @@ class Trainer:
         if config.init_from and not config.resume:
             self._init_from(Path(config.init_from))
         self.frozen = freeze_backbone(self.model, config.freeze_stages)
+        self.frozen += prepare_batch_norm(self.model, config.batch_norm, self.fabric.device)
         rate = config.learning_rate * config.batch_size / 16
         self.objective = Objective(self.model, config)
         on_gpu = self.fabric.device.type == "cuda"
@@ -143,7 +113,9 @@ class Trainer:
         self.loader, self.sampler = make_loader(
             self.data,
             TrainTransform(config.size, scale=config.scale, aspect=config.aspect, rotation=config.rotation),
-            batch_size=config.batch_size // self.fabric.world_size,
+            batch_size=config.batch_size // (self.fabric.world_size * config.accumulate),
+            batches_a_step=config.accumulate,
+            sizes=config.sizes(),
             seed=config.seed,
             workers=config.workers,
             mixing=MixOptions(config.mosaic, copy_paste=config.copy_paste) if mixes else None,
@@ -152,7 +124,7 @@ class Trainer:
             world_size=self.fabric.world_size,
             pin_memory=self.fabric.device.type == "cuda",
         )
-        self.steps_per_epoch = len(self.loader)
+        self.steps_per_epoch = len(self.loader) // config.accumulate
         self.total_steps = self.steps_per_epoch * config.epochs
         self.generator = torch.Generator(self.fabric.device)
         self.step = 0
@@ -160,6 +132,8 @@ class Trainer:
         self.clock = Clock(0)
         self.saved_at = time.monotonic()
         self.interrupted = False
+        # What all processes have agreed on in the last step: whether to end, and the seconds since the last save.
+        self.ending, self.unsaved = False, 0.0
         if config.resume:
             self._resume()
 
@@ -209,11 +183,21 @@ class Trainer:
         }
         return Checkpoint(self.model.config, weights, training, dict(info))
 
-    def save(self) -> None:
-        """Writes OUT/last.pt, from which `resume` goes on."""
+    def save(self, *, must: bool = True) -> None:
+        """Writes OUT/last.pt, from which `resume` goes on; without `must` a full disk is told and does not end the run.
+
+        Raises:
+            OSError: It cannot be written. The file that was there before still is.
+        """
         if self.fabric.is_global_zero:
-            save_checkpoint(self.out / "last.pt", self._checkpoint(self._info()))
-        self.saved_at = time.monotonic()
+            try:
+                save_checkpoint(self.out / "last.pt", self._checkpoint(self._info()))
+            except OSError as error:
+                if must:
+                    raise
+                logger.error("step %d: %s; the last.pt of before stays, the run goes on", self.step, error)
+        self.fabric.barrier()  # torchrun ends all processes when one is gone, also one that still writes
+        self.saved_at, self.unsaved = time.monotonic(), 0.0
 
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self.out / "last.pt")
@@ -280,15 +264,22 @@ class Trainer:
             if evaluated:
                 result = self._evaluate(epoch)
             # Epochs of a small data set take seconds: not each of them is worth a file of 100 MB.
-            if last or evaluated or time.monotonic() - self.saved_at > min(60.0, self.config.save_minutes * 60):
-                self.save()
+            if last or evaluated or self.unsaved > min(60.0, self.config.save_minutes * 60):
+                self.save(must=last)
         if self.fabric.is_global_zero:
             final = slim_checkpoint(self._checkpoint(self._info(result)))
             save_checkpoint(self.out / "final.pt", final)
             if not self.best.epoch:
                 save_checkpoint(self.out / "best.pt", final)
             logger.info("%s", self.best.conclusion(self.out))
+        self.fabric.barrier()
         return result
+
+    def _log(self, kind: str, values: Mapping[str, float]) -> None:
+        try:
+            self.fabric.log_dict({f"{kind}/{k}": v for k, v in values.items()}, self.step)
+        except OSError as error:  # a full disk; curves are not worth the run
+            logger.error("step %d: cannot write the logs: %s", self.step, error)
 
     def _train_mode(self) -> None:
         self.wrapped.train()
@@ -310,50 +301,71 @@ class Trainer:
         )
         smooth: dict[str, float] = {}
         with bar:
-            for batch in self._batches():
-                terms = self.train_step(batch)
+            for batches in self._steps():
+                terms = self.train_step(*batches)
                 for name, value in terms.items():
                     smooth[name] = 0.95 * smooth.get(name, value) + 0.05 * value
                 bar.set_postfix({k: f"{v:.3f}" for k, v in smooth.items()}, refresh=False)
                 bar.update()
                 if self.step % 10 == 0:
-                    self.fabric.log_dict({f"train/{k}": v for k, v in terms.items()}, self.step)
+                    self._log("train", terms)
                 # Not after the epoch's last step: its evaluation would be missed by a run that goes on from there.
                 inside = self.step % self.steps_per_epoch != 0
-                if self.interrupted:
+                if self.ending:
                     self.save()
                     raise KeyboardInterrupt
-                if inside and time.monotonic() - self.saved_at > self.config.save_minutes * 60:
-                    self.save()
+                if inside and self.unsaved > self.config.save_minutes * 60:
+                    self.save(must=False)
 
-    def _batches(self) -> Iterator[TrainBatch]:
+    def _steps(self) -> Iterator[list[TrainBatch]]:
+        """The batches of each step that is left of the epoch, on the device."""
+        batches: list[TrainBatch] = []
         for batch in self.loader:
-            yield batch.to(self.fabric.device, non_blocking=True)
+            batches.append(batch.to(self.fabric.device, non_blocking=True))
+            if len(batches) == self.config.accumulate:
+                yield batches
+                batches = []
 
-    def train_step(self, batch: TrainBatch) -> dict[str, float]:
-        """One step of the optimizer; the loss terms, with their `total` and the gradient's `norm`.
+    def train_step(self, *batches: TrainBatch) -> dict[str, float]:
+        """One step of the optimizer on one batch, or on several whose gradients are added up.
+
+        Returns:
+            The loss terms, their `total` and the gradient's `norm`, of all processes together.
 
         Raises:
             FloatingPointError: A loss term or a gradient is not finite; it names the term, the layer and the pictures.
         """
-        config = self.config
+        config, fabric = self.config, self.fabric
         factor = learning_rate_factor(self.step, self.total_steps, config.warmup_steps, config.schedule)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         # A seed for each step and process, so that a resumed run draws the same cells.
-        self.generator.manual_seed(hash((config.seed, self.step, self.fabric.global_rank)) % 2**63)
-        count = torch.tensor(float(len(batch.labels)), device=self.fabric.device)
-        normaliser = self.fabric.all_reduce(count, reduce_op="mean")
-        terms = self.wrapped(LossTask(batch, self.generator, torch.as_tensor(normaliser).clamp(min=1.0)))
-        self.fabric.backward(torch.stack(list(terms.values())).sum())
-        self.fabric.strategy.precision.unscale_gradients(self.optimizer)
+        self.generator.manual_seed(hash((config.seed, self.step, fabric.global_rank)) % 2**63)
+        amounts = torch.stack([self.objective.amounts(batch) for batch in batches]).sum(dim=0)
+        # At least 1 over all processes together: what each of them divides by is its share of that.
+        instances, cells = mean_of_all(fabric, amounts).clamp(min=1 / fabric.world_size)
+        parts = []
+        for number, batch in enumerate(batches, start=1):
+            with fabric.no_backward_sync(self.wrapped, enabled=number < len(batches)):
+                terms = self.wrapped(LossTask(batch, self.generator, instances, cells))
+                fabric.backward(torch.stack(list(terms.values())).sum())
+            parts.append((batch, {name: term.detach() for name, term in terms.items()}))
+        fabric.strategy.precision.unscale_gradients(self.optimizer)
         gradients = [p.grad for p in self.wrapped.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        told = torch.stack([torch.stack(list(terms.values())) for _, terms in parts]).sum(dim=0)
+        # All processes end or save after the same step, whichever of them was told to, whatever their clocks say.
+        state = torch.tensor([self.interrupted, time.monotonic() - self.saved_at])
+        told = mean_of_all(fabric, torch.cat([told, state.to(told)]))
         # The one place where the CPU waits for a GPU: everything before it has been queued, everything after is short.
-        *values, norm_value = torch.stack([*(term.detach() for term in terms.values()), norm]).tolist()
+        *values, ending, self.unsaved, norm_value = torch.cat([told, norm[None]]).tolist()
+        self.ending = ending > 0
         # In fp16 the loss is scaled, and the scaler leaves out a step whose gradients overflow.
         if not all(map(math.isfinite, values)) or not (math.isfinite(norm_value) or config.precision == "fp16"):
-            self._explain(terms, batch)
+            names = {record.image_id: str(record.path) for record in self.data.records}
+            with fabric.autocast():
+                reason = explanation(self.objective, parts, names, self.step)
+            raise FloatingPointError(told_by_all(reason))
         if 0 < config.clip < norm_value:
             torch._foreach_mul_(gradients, config.clip / norm_value)
         self.optimizer.step()
@@ -361,25 +373,7 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.model)
         self.step += 1
-        return {**dict(zip(terms, values, strict=True)), "total": sum(values), "norm": norm_value}
-
-    def _explain(self, terms: Mapping[str, Tensor], batch: TrainBatch) -> None:
-        bad = [name for name, value in terms.items() if not bool(value.isfinite())]
-        with self.fabric.autocast():
-            layer = first_bad_layer(self.objective, batch)
-        gradients = [
-            name
-            for name, parameter in self.model.named_parameters()
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
-        ]
-        names = {record.image_id: str(record.path) for record in self.data.records}
-        pictures = [names.get(int(i), str(int(i))) for i in batch.image_ids]
-        raise FloatingPointError(
-            f"training broke at step {self.step}: "
-            f"loss terms not finite: {bad or 'none'}; first layer with a bad output: {layer or 'none'}; "
-            f"gradients not finite: {gradients[:3] or 'none'}; pictures: {pictures}. "
-            "A lower learning rate, a longer warm-up or clipping usually mends it; last.pt is untouched."
-        )
+        return {**dict(zip(parts[0][1], values, strict=True)), "total": sum(values), "norm": norm_value}
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         assert self.val is not None
@@ -391,7 +385,7 @@ class Trainer:
             with torch.no_grad():
                 result = self.evaluate(model, self.val)
             shown = {k: v for k, v in result.items() if isinstance(v, float)}
-            self.fabric.log_dict({f"val/{k}": v for k, v in shown.items()}, self.step)
+            self._log("val", shown)
             told = figures_in_words(result), self.clock.left(self.step, self.total_steps)
             logger.info("epoch %d of %d: %s", epoch + 1, self.config.epochs, "; ".join(filter(None, told)))
             if self.best.judge(result.get(self.best.key), epoch + 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -49,13 +48,18 @@ class LossTask:
     Args:
         batch: See `TrainBatch`.
         generator: Source of randomness, on the batch's device.
-        normaliser: Number of instances that the sums are divided by (over processes: their mean).
+        normaliser: Number of instances that the sums are divided by; where several processes or several batches make
+            one step, see `Objective.amounts`.
+        cells: Likewise of the auxiliary loss; None for this batch's own.
     """
 
-    def __init__(self, batch: TrainBatch, generator: torch.Generator, normaliser: Tensor) -> None:
+    def __init__(
+        self, batch: TrainBatch, generator: torch.Generator, normaliser: Tensor, cells: Tensor | None = None
+    ) -> None:
         self.batch = batch
         self.generator = generator
         self.normaliser = normaliser
+        self.cells = cells
 
 
 class Objective(nn.Module):
@@ -93,7 +97,19 @@ class Objective(nn.Module):
         # Losses are in float32 whatever the network ran in.
         with torch.autocast(dense.heatmap.device.type, enabled=False):
             dense = DenseOutputs(*(None if t is None else t.float() for t in dense))  # type: ignore[arg-type]
-            return self.losses(dense, task.batch, task.generator, task.normaliser)
+            return self.losses(dense, task.batch, task.generator, task.normaliser, task.cells)
+
+    @torch.no_grad()
+    def amounts(self, batch: TrainBatch) -> Tensor:
+        """[2]: the number of instances and the weight of the auxiliary loss, which a step's sums are divided by.
+
+        The amounts of a step are those of all its batches together. As each process has gradients of its own, whose
+        mean is taken, it divides by the mean over the processes of the sum over its batches.
+        """
+        cells = torch.ones((), device=batch.image.device)
+        if self.config.aux_weight > 0:
+            cells = self.semantic_target(batch)[2]
+        return torch.stack([torch.full_like(cells, len(batch.labels)), cells])
 
     def normalised(self, batch: TrainBatch) -> Tensor:
         """The network's input [N,3,S,S] float32, as `centermask.preprocess` makes it."""
@@ -103,7 +119,12 @@ class Objective(nn.Module):
         return (images.float() - self.mean) / self.std
 
     def losses(
-        self, dense: DenseOutputs, batch: TrainBatch, generator: torch.Generator, normaliser: Tensor
+        self,
+        dense: DenseOutputs,
+        batch: TrainBatch,
+        generator: torch.Generator,
+        normaliser: Tensor,
+        amount: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The terms from the dense outputs; arguments as of `LossTask`."""
         config = self.config
@@ -120,7 +141,7 @@ class Objective(nn.Module):
             "box": config.box_weight * self.box_loss(patches, cells, boxes[cells.instance]) / normaliser,
         }
         if config.aux_weight > 0:
-            terms["semantic"] = config.aux_weight * self.semantic_loss(dense, batch)
+            terms["semantic"] = config.aux_weight * self.semantic_loss(dense, batch, amount)
         if dense.mask_features is not None:
             some = min(config.mask_samples, config.box_samples)
             keep = torch.arange(len(cells.instance), device=boxes.device).view(-1, config.box_samples)
@@ -135,30 +156,38 @@ class Objective(nn.Module):
             terms["mask"] = config.mask_weight * mask * scale / normaliser
         return terms
 
-    def semantic_loss(self, dense: DenseOutputs, batch: TrainBatch) -> Tensor:
-        """How well each cell tells what covers it, per covered cell.
-
-        CondInst learns a map of the classes beside the masks; the CenterMask paper learns its saliency directly.
-        """
-        if self.semantic is not None:
-            logits, labels = self.semantic(dense.features), batch.labels
-        else:
-            assert dense.mask_features is not None
-            logits = dense.mask_features
-            labels = batch.labels if logits.shape[1] > 1 else torch.zeros_like(batch.labels)
-        covered = semantic_targets(batch.masks, labels, batch.batch_index, (*logits.shape,))
-        if logits.shape[1] == batch.known_classes.shape[1]:
+    def semantic_target(self, batch: TrainBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """What the auxiliary loss compares with [N,C,h,w], the weight of its cells [N,C,h,w], and their amount."""
+        head, classes = self.model.config, batch.known_classes.shape[1]
+        channels = classes if self.semantic is not None else head.mask_channels
+        labels = batch.labels if channels > 1 else torch.zeros_like(batch.labels)
+        shape = (len(batch.image), channels, *batch.masks.shape[1:])
+        covered = semantic_targets(batch.masks, labels, batch.batch_index, shape)
+        if channels == classes:
             weight = heatmap_weights(batch, covered)
         else:
             # One map for all classes: a cell without an object is known to be free only where all classes are labelled.
             free = batch.known_classes.all(dim=1)[:, None, None, None] & (self.ignored(batch)[:, None] == 0)
             weight = ((covered > 0) | free).to(covered.dtype)
+        return covered, weight, (covered if self.semantic is not None else weight).sum()
+
+    def semantic_loss(self, dense: DenseOutputs, batch: TrainBatch, amount: Tensor | None = None) -> Tensor:
+        """How well each cell tells what covers it, per covered cell.
+
+        CondInst learns a map of the classes beside the masks; the CenterMask paper learns its saliency directly.
+
+        Args:
+            dense: The network's outputs.
+            batch: What they are to be compared with.
+            amount: What the sum is divided by; None for this batch's own.
+        """
+        covered, weight, own = self.semantic_target(batch)
+        divisor = own.clamp(min=1.0) if amount is None else amount
+        if self.semantic is not None:
+            return binary_focal_loss(self.semantic(dense.features), covered, weight) / divisor
+        assert dense.mask_features is not None
         # Saliency is a factor of the masks and must mean what it says: the focal loss would shrink it.
-        if self.semantic is None:
-            return F.binary_cross_entropy_with_logits(logits, covered, weight, reduction="sum") / weight.sum().clamp(
-                min=1
-            )
-        return binary_focal_loss(logits, covered, weight) / covered.sum().clamp(min=1.0)
+        return F.binary_cross_entropy_with_logits(dense.mask_features, covered, weight, reduction="sum") / divisor
 
     @staticmethod
     def ignored(batch: TrainBatch) -> Tensor:
@@ -209,33 +238,6 @@ class Objective(nn.Module):
         target = batch.masks[cells.instance].float() / 255
         region = box_region(own, MASK_REGION_MARGIN, *target.shape[1:])
         return dice_loss(probability, target, region).sum()
-
-
-@torch.no_grad()
-def first_bad_layer(objective: Objective, batch: TrainBatch) -> str:
-    """Runs the network once more and names the first layer whose output is not finite ("" if all are)."""
-    found: list[str] = []
-
-    def watch(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            tensors = output if isinstance(output, list | tuple) else [output]
-            if not found and any(isinstance(t, Tensor) and not bool(t.isfinite().all()) for t in tensors):
-                found.append(name)
-
-        return hook
-
-    model = objective.model
-    handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if not list(m.children())]
-    try:
-        features = model(objective.normalised(batch)).features
-        # Training reads these at some cells only; one picture at a time, since everywhere they are large.
-        for head in filter(None, (model.size, model.offset, model.mask_params)):
-            for feature in features:
-                head(feature[None])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else ""
 
 
 def default_model_config(

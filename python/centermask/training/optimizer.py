@@ -1,19 +1,51 @@
-"""What each weight learns with, and how the optimizer's state finds its weights again when a run goes on."""
+"""What each weight learns with and when, and how the optimizer's state finds its weights again when a run goes on."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from centermask.nn.model import CenterMask
 from centermask.training.settings import TrainConfig
 
 logger = logging.getLogger(__name__)
 
 ROLES = ("offsets", "backbone", "rest")
 """What the learning rate depends on. The order is that of the groups."""
+
+
+def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> float:
+    """What the base learning rate is multiplied with at a step: linear warm-up, then `cosine` to 1 % or `step`."""
+    warm = min(1.0, (step + 1) / max(warmup, 1))
+    done = step / max(total, 1)
+    if schedule == "cosine":
+        return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+    return warm * (0.1 ** ((done >= 2 / 3) + (done >= 8 / 9)))
+
+
+def freeze_backbone(model: CenterMask, stages: int) -> list[nn.Module]:
+    """Stops the gradients of the stem and of the backbone's first `stages` stages.
+
+    Returns:
+        The frozen modules; the loop keeps their norms in eval mode.
+    """
+    frozen: list[nn.Module] = []
+    if stages <= 0:
+        return frozen
+    seen = 0
+    for name, child in model.backbone.body.named_children():
+        # A stage is layer1 ..., stages_0 ...; EfficientNets keep theirs in one module called blocks.
+        for part in child.children() if name == "blocks" else [child]:
+            seen += name == "blocks" or name.startswith(("layer", "stage"))
+            if seen <= stages:
+                frozen.append(part.requires_grad_(False))
+    if seen < stages:
+        raise ValueError(f"train: cannot freeze {stages} stages of {model.config.backbone}, which shows {seen}")
+    return frozen
 
 
 def role_of(name: str) -> str:

@@ -38,6 +38,10 @@ class TrainConfig:
     val_split: str = option("val", "split to evaluate on; '' for none")
 
     batch_size: int = option(16, "pictures a step, over all processes")
+    accumulate: int = option(1, "parts that each process computes its share of a step in, one after the other")
+    batch_norm: Literal["own", "sync", "frozen"] = option(
+        "own", "statistics of batch norms: each process's own, those of all (GPUs), or as they are at the start"
+    )
     learning_rate: float = option(1e-3, "at batch size 16; scaled linearly with the batch")
     backbone_rate: float = option(0.5, "the backbone's share of the learning rate")
     offset_rate: float = option(0.1, "the share of the convolutions that predict where the dcn neck samples")
@@ -65,6 +69,7 @@ class TrainConfig:
     top_k: int = option(100, "most instances in one picture that the model gives")
 
     scale: tuple[float, float] = option((0.6, 1.3), "range of the crop's side as a share of the picture's longer side")
+    multi_scale: float = option(0.0, "the crops of a step are larger or smaller by up to this share; 0 for one size")
     aspect: float = option(1.0, "largest random change of the aspect ratio, as a factor; 1 for none")
     rotation: float = option(0.0, "largest random rotation in degrees; 0 for none")
     mosaic: float = option(0.5, "probability that a sample is made of four pictures")
@@ -96,6 +101,7 @@ class TrainConfig:
             "eval_every",
             "devices",
             "top_k",
+            "accumulate",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"train: {name} must be at least 1, got {getattr(self, name)}")
@@ -120,8 +126,15 @@ class TrainConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train: {name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.multi_scale < 1:
+            raise ValueError(f"train: multi_scale must be at least 0 and below 1, got {self.multi_scale}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"train: ema must be at least 0 and below 1, got {self.ema}")
+
+    def sizes(self) -> tuple[int, ...]:
+        """Sides that the crops of a step may have: multiples of 32 within `multi_scale` around `size`."""
+        reach = int(self.size * self.multi_scale) // 32
+        return tuple(max(64, self.size + 32 * n) for n in range(-reach, reach + 1))
 
     def differences(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """The settings that change the course of a run: {name: (saved value, value now)}.
