@@ -14,7 +14,9 @@ target_link_libraries(centermask_ort PRIVATE centermask_core)
 centermask_warnings(centermask_ort)
 if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
   set(exports "${CMAKE_CURRENT_SOURCE_DIR}/cpp/bindings/onnxruntime/exports.map")
-  target_link_options(centermask_ort PRIVATE "LINKER:--version-script,${exports}" "LINKER:--no-undefined")
+  # nodelete: the runtime unloads the library with the last session, while threads of its pool are waiting inside.
+  target_link_options(centermask_ort PRIVATE
+    "LINKER:--version-script,${exports}" "LINKER:--no-undefined" "LINKER:-z,nodelete")
   set_target_properties(centermask_ort PROPERTIES LINK_DEPENDS "${exports}")
 endif()
 if(CENTERMASK_CUDA)

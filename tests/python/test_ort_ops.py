@@ -351,6 +351,20 @@ def test_the_process_ends_quietly() -> None:
     assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "[100]", "")
 
 
+def test_the_library_stays_loaded_when_the_last_session_ends() -> None:
+    """Runtimes unload it then. Below 1.17, threads of its own pool would be left without code to return to."""
+    code = (
+        f"import gc, sys; sys.path.append({str(Path(__file__).parent)!r})\n"
+        "import numpy as np\n"
+        "from ort_models import model_of, session_of\n"
+        "session = session_of(model_of('DecodeCenters', {'h': np.zeros((1, 2, 64, 64), 'f')}))\n"
+        "del session; gc.collect()\n"
+        "print('libcentermask_ort.so' in open('/proc/self/maps').read())\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "True"
+
+
 def test_finished_masks_are_those_of_the_core() -> None:
     inputs = mask_inputs("dynamic", [4], [(90, 120)])
     runs, offsets = run("AssembleMasks", inputs, head="dynamic", box_margin=0.125)
