@@ -157,13 +157,15 @@ def test_a_fixed_size(dcn: CenterMask, tmp_path: Path) -> None:
     assert len(predictor(load_image(sample_picture())[:50])) > 0
 
 
-def test_int8(dcn: CenterMask, tmp_path: Path) -> None:
+def test_int8(tmp_path: Path) -> None:
+    """With the embedded model's weights: random ones have no redundancy and lose their peaks in 8 bits."""
+    checkpoint = Path(__file__).resolve().parents[2] / "checkpoints" / "default.pt"
     (tmp_path / "pictures" / "more").mkdir(parents=True)
     image = load_image(sample_picture())
     for i in range(4):
         cv2.imwrite(str(tmp_path / "pictures" / "more" / f"{i}.jpg"), image[i * 40 : i * 40 + 200])
-    export(dcn, tmp_path / "fp32.onnx", size=128)
-    report = export(dcn, tmp_path / "int8.onnx", precision="int8", calibration=tmp_path / "pictures", size=128)
+    export(checkpoint, tmp_path / "fp32.onnx", size=256)
+    report = export(checkpoint, tmp_path / "int8.onnx", precision="int8", calibration=tmp_path / "pictures", size=256)
     assert report.matched > 0
     proto = onnx.load(tmp_path / "int8.onnx")
     quantized = {name for node in proto.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
@@ -173,14 +175,13 @@ def test_int8(dcn: CenterMask, tmp_path: Path) -> None:
             assert not quantized & set(node.input[1:] if node.op_type == "DeformConv" else node.input)
     convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
     assert sum(node.input[1] in quantized for node in convolutions) > 0.7 * len(convolutions)
-    # On a picture of the kind that the scales were made for, mask features keep most of what they were. (Random weights
-    # have no redundancy: a trained model keeps far more, see docs/deployment.md.)
+    # On a picture of the kind that the scales were made for, mask features keep most of what they were.
     images = np.stack([prepare(image, Predictor(tmp_path / "int8.onnx").info.preprocess)[0]])
     exact, rough = (
         OnnxNetwork(tmp_path / name, threads=1)(images).mask_features[0] for name in ("fp32.onnx", "int8.onnx")
     )
     alike = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(exact, rough, strict=True)]
-    assert 0.5 < np.mean(alike) < 0.999999
+    assert 0.8 < np.mean(alike) < 0.999999
 
 
 def test_int8_needs_pictures(dcn: CenterMask, tmp_path: Path) -> None:
