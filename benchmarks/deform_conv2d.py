@@ -290,7 +290,7 @@ def main() -> None:
     for name, values in ratios_of(rows).items():
         texts = (f"{v['mean']:.3f} ({v['least']:.2f} .. {v['largest']:.2f})" for v in (ratios[name], values))
         print(f"- {name}: {', '.join(texts)}")
-    interleaved.finish(arguments, "deform_conv2d", rows, ratios=ratios, peak_gflops=peak)
+    interleaved.finish(arguments, "deform_conv2d", rows, ratios=ratios, first=FIRST, peak_gflops=peak)
 
 
 if __name__ == "__main__":
