@@ -20,8 +20,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -130,13 +132,23 @@ def variants(weight: np.ndarray, inputs: tuple[np.ndarray, ...], threads: int) -
 
 
 def scaling(shape: Shape, seconds: float) -> float:
-    """How many times faster `packed` is with two threads. These two alone take turns: peers have threads too."""
+    """How many times faster `packed` is with two threads.
+
+    These two alone take turns, since peers have threads too, and each four times in a row, the first not counted: the
+    operations of a network follow each other as closely, and find the second thread awake and its caches filled.
+    """
     x, weight, offset, mask, _ = arrays_of(shape)
     packed = {threads: ops.PackedDeformConv2d(weight, padding=1, threads=threads) for threads in (1, 2)}
-    times = interleaved.interleave(
-        {str(threads): lambda op=op: op(x, offset, mask) for threads, op in packed.items()}, seconds
-    )
-    return times["1"] / times["2"]
+    times: dict[int, list[float]] = {1: [], 2: []}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[1]) < 9:
+        for threads, call in packed.items():
+            call(x, offset, mask)
+            for _ in range(3):
+                start = time.perf_counter()
+                call(x, offset, mask)
+                times[threads].append(time.perf_counter() - start)
+    return statistics.median(times[1]) / statistics.median(times[2])
 
 
 def bf16_error(shape: Shape) -> float | None:
@@ -278,7 +290,7 @@ def main() -> None:
     for name, values in ratios_of(rows).items():
         texts = (f"{v['mean']:.3f} ({v['least']:.2f} .. {v['largest']:.2f})" for v in (ratios[name], values))
         print(f"- {name}: {', '.join(texts)}")
-    interleaved.finish(arguments, "deform_conv2d", rows, ratios=ratios, peak_gflops=peak)
+    interleaved.finish(arguments, "deform_conv2d", rows, ratios=ratios, first=FIRST, peak_gflops=peak)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import masks as mask_benchmark
 import numpy as np
 import preprocess as preprocess_benchmark
 
-from centermask import Predictor
+from centermask import Predictor, ort
 from centermask.metadata import ModelInfo
 from centermask.predictor import model_path
 from centermask.session import NetworkOutput, OnnxNetwork
@@ -58,7 +58,8 @@ def with_dense_heads(path: Any) -> bytes:
     model = onnx.load(path)
     graph, helper = model.graph, onnx.helper
     widths = {"size": (64, 2), "offset": (64, 2), "mask_params": (128, 169)}
-    features = [node.input[0] for node in graph.node if node.op_type == "Pad"][-1]  # what the patches are gathered from
+    # What the patches are gathered from: by our operation, or in a model of profile `standard` after padding.
+    features = [node.input[0] for node in graph.node if node.op_type in ("GatherPatches", "Pad")][-1]
     rng = np.random.default_rng(0)
 
     def constant(name: str, values: np.ndarray) -> str:
@@ -89,6 +90,7 @@ def network_calls(threads: int) -> dict[str, interleaved.Call]:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    ort.register(options)
     image = np.random.default_rng(0).standard_normal((1, 3, 512, 512), np.float32)
     path = model_path("default")
     sessions = {

@@ -2,115 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
+from deform_problems import ISAS, Problem, instruction_set, make_problem, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from centermask import _core, ops
-from centermask.ops import PackedDeformConv2d
+from centermask import ops
 
-ISAS = _core.isa_available()
 # Rounding of sums of up to a few thousand products of size about 1 (float32: eps 6e-8, float64: 1e-16).
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
-
-
-@contextlib.contextmanager
-def instruction_set(name: str) -> Iterator[None]:
-    before = os.environ.get("CENTERMASK_ISA")
-    os.environ["CENTERMASK_ISA"] = name
-    try:
-        assert _core.isa_used() == name
-        yield
-    finally:
-        del os.environ["CENTERMASK_ISA"]
-        if before is not None:
-            os.environ["CENTERMASK_ISA"] = before
-
-
-@dataclass
-class Problem:
-    x: np.ndarray
-    weight: np.ndarray
-    offset: np.ndarray
-    mask: np.ndarray | None
-    bias: np.ndarray | None
-    geometry: dict[str, Any]
-
-    @property
-    def tensors(self) -> tuple[Any, ...]:
-        return self.x, self.weight, self.offset, self.mask, self.bias
-
-
-def make_problem(
-    n: int, c: int, h: int, w: int, out: int, kernel: tuple[int, int], *, stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0), dilation: tuple[int, int] = (1, 1), groups: int = 1, offset_groups: int = 1,
-    mask: bool = True, bias: bool = True, dtype: str = "float32", seed: int = 0, spread: float = 2.0,
-) -> Problem:  # fmt: skip
-    rng = np.random.default_rng(seed)
-    oh, ow = (
-        (size + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i, size in enumerate((h, w))
-    )
-    taps = kernel[0] * kernel[1]
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(dtype)
-
-    return Problem(
-        x=normal(n, c, h, w),
-        weight=(normal(out, c // groups, *kernel) / np.sqrt(c // groups * taps)).astype(dtype),
-        offset=normal(n, 2 * offset_groups * taps, oh, ow) * np.dtype(dtype).type(spread),
-        mask=rng.uniform(size=(n, offset_groups * taps, oh, ow)).astype(dtype) if mask else None,
-        bias=normal(out) if bias else None,
-        geometry={"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
-    )
-
-
-def bilinear(image: np.ndarray, y: float, x: float) -> np.ndarray:
-    """image [C, H, W] at (y, x), zero outside."""
-    value = np.zeros(image.shape[0])
-    if not (np.isfinite(y) and np.isfinite(x)):
-        return value
-    for py in (int(np.floor(y)), int(np.floor(y)) + 1):
-        for px in (int(np.floor(x)), int(np.floor(x)) + 1):
-            if 0 <= py < image.shape[1] and 0 <= px < image.shape[2]:
-                value += (1 - abs(y - py)) * (1 - abs(x - px)) * image[:, py, px]
-    return value
-
-
-def reference(p: Problem) -> np.ndarray:
-    """The definition, in float64, one sample at a time."""
-    x, weight, offset = (np.asarray(a, np.float64) for a in (p.x, p.weight, p.offset))
-    n, c, _, _ = x.shape
-    out, group_in, kh, kw = weight.shape
-    oh, ow = offset.shape[2:]
-    offset_groups = offset.shape[1] // (2 * kh * kw)
-    offset = offset.reshape(n, offset_groups, kh * kw, 2, oh, ow)
-    mask = np.ones((n, offset_groups * kh * kw, oh, ow)) if p.mask is None else np.float64(p.mask)
-    mask = mask.reshape(n, offset_groups, kh * kw, oh, ow)
-    per_offset_group = c // offset_groups
-    groups = p.geometry["groups"]
-    result = np.zeros((n, out, oh, ow))
-    for b, oy, ox in np.ndindex(n, oh, ow):
-        column = np.zeros((c, kh * kw))
-        for og, tap in np.ndindex(offset_groups, kh * kw):
-            y = oy * p.geometry["stride"][0] - p.geometry["padding"][0] + tap // kw * p.geometry["dilation"][0]
-            x_ = ox * p.geometry["stride"][1] - p.geometry["padding"][1] + tap % kw * p.geometry["dilation"][1]
-            dy, dx = offset[b, og, tap, :, oy, ox]
-            own = slice(og * per_offset_group, (og + 1) * per_offset_group)
-            column[own, tap] = mask[b, og, tap, oy, ox] * bilinear(x[b, own], y + dy, x_ + dx)
-        for g in range(groups):
-            outs = slice(g * out // groups, (g + 1) * out // groups)
-            ins = slice(g * group_in, (g + 1) * group_in)
-            result[b, outs, oy, ox] = weight[outs].reshape(-1, group_in * kh * kw) @ column[ins].ravel()
-    return result if p.bias is None else result + np.float64(p.bias)[:, None, None]
 
 
 @st.composite
@@ -412,58 +316,3 @@ def test_packed_weights_belong_to_an_instruction_set() -> None:
         packed = ops.PackedDeformConv2d(p.weight, p.bias, **p.geometry)
     with instruction_set(ISAS[1]), pytest.raises(ValueError, match="packed weight was made for another shape, p"):
         packed(p.x, p.offset, p.mask)
-
-
-def has_bf16() -> bool:
-    return PackedDeformConv2d(np.zeros((1, 2, 1, 1), np.float32), allow_bf16=True).uses_bf16
-
-
-@pytest.mark.skipif(not has_bf16(), reason="no AVX512-BF16")
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize(
-    "p",
-    [
-        make_problem(3, 96, 20, 20, 64, (3, 3), padding=(1, 1)),
-        make_problem(2, 24, 19, 23, 40, (3, 3), stride=(2, 2), padding=(1, 1), groups=4, offset_groups=3),
-        make_problem(1, 130, 7, 1, 34, (5, 5), padding=(4, 2), dilation=(2, 1), mask=False, bias=False),
-        make_problem(1, 2, 6, 5, 1, (7, 7), padding=(3, 3)),
-    ],
-    ids=["neck", "groups", "odd sizes", "many taps"],
-)
-def test_products_in_bfloat16(p: Problem, relu: bool) -> None:
-    activation = "relu" if relu else None
-    exact = ops.deform_conv2d(*p.tensors, **p.geometry, activation=activation)
-    packed = PackedDeformConv2d(p.weight, p.bias, **p.geometry, activation=activation, allow_bf16=True)
-    assert packed.uses_bf16
-    actual = packed(p.x, p.offset, p.mask)
-    # Each factor is off by at most 2**-9 of itself and by a third of that in the mean; errors of many products cancel.
-    error = np.linalg.norm(actual - exact) / np.linalg.norm(exact)
-    assert 1e-4 < error < 5e-3
-    for threads in (1, 3):
-        again = PackedDeformConv2d(
-            p.weight, p.bias, **p.geometry, activation=activation, allow_bf16=True, threads=threads
-        )
-        np.testing.assert_array_equal(again(p.x, p.offset, p.mask), actual)
-
-
-@pytest.mark.skipif(not has_bf16(), reason="no AVX512-BF16")
-def test_bfloat16_reads_nothing_that_is_not_there() -> None:
-    p = make_problem(1, 34, 6, 5, 7, (3, 3), padding=(1, 1), groups=1)
-    x = np.full((1, 50, 6, 5), np.nan, np.float32)
-    x[:, :34] = p.x  # what lies beside the channels in memory
-    packed = PackedDeformConv2d(p.weight, p.bias, **p.geometry, allow_bf16=True)
-    np.testing.assert_array_equal(packed(x[:, :34], p.offset, p.mask), packed(p.x, p.offset, p.mask))
-    p.offset[:] = 1e9
-    np.testing.assert_array_equal(packed(p.x, p.offset, p.mask), np.broadcast_to(p.bias[:, None, None], (1, 7, 6, 5)))
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("c", [16, 17])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_bfloat16_is_left_where_it_cannot_be(isa: str, c: int, dtype: str) -> None:
-    p = make_problem(1, c, 6, 5, 7, (3, 3), padding=(1, 1), dtype=dtype)
-    with instruction_set(isa):
-        packed = PackedDeformConv2d(p.weight, p.bias, **p.geometry, allow_bf16=True)
-        assert packed.uses_bf16 == (has_bf16() and isa == "avx512" and c == 16 and dtype == "float32")
-        if not packed.uses_bf16:
-            np.testing.assert_array_equal(packed(p.x, p.offset, p.mask), ops.deform_conv2d(*p.tensors, **p.geometry))
