@@ -80,7 +80,7 @@ def cell(runs: Sequence[Mapping[str, Any]], key: str) -> str:
 def markdown(heading: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table."""
     lines = [heading, ["---"] * len(heading), *body]
-    return "\n".join(f"| {' | '.join(line)} |".replace("| --- ", "|---").replace("---|", "---|") for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |".replace("| --- ", "|---") for line in lines)
 
 
 def ablation(folder: Path, times: Mapping[str, float] | None = None, least: Sequence[str] = ()) -> str:

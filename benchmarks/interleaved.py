@@ -30,7 +30,7 @@ from centermask import _core
 Call = Callable[[], Any]
 
 OURS = {
-    "packed", "ours", "bf16", "avx2", "2 threads", "backward", "sparse heads", "outside the network", "network",
+    "packed", "ours", "bf16", "avx2", "backward", "sparse heads", "outside the network", "network",
 }  # fmt: skip
 """Names of calls that are ours; all others are peers."""
 

@@ -196,6 +196,17 @@ def yolo(path: str | None, threads: int, image: np.ndarray, folder: Path) -> tup
     if not file.is_file():
         torch.manual_seed(0)
         source = YOLO(path or "yolo11n-seg.yaml", task="segment", verbose=False)
+        if path is None:  # as they are made, all scores are equal and all masks empty
+            for module in source.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = 1.0  # one picture sets the statistics: activations are then of order one
+            source.model.train()(torch.randn(1, 3, 512, 512))
+            source.model.eval()
+            head = source.model.model[-1]
+            for branch, std in ((head.cv2, 0.5), (head.cv3, 0.1), (head.cv4, 0.5)):
+                for layers in branch:
+                    nn.init.normal_(layers[-1].weight, std=std)
+            nn.init.normal_(head.proto.cv3.conv.weight, std=0.5)
         written = source.export(format="onnx", imgsz=512, opset=17, simplify=False, dynamic=False, verbose=False)
         Path(written).replace(file)
     make = onnxruntime.InferenceSession

@@ -3,7 +3,7 @@
 # Python and inside ONNX Runtime, and the prediction on the sample photograph with the real onnxruntime of aarch64, the
 # newest and that of JetPack 6, whose instances must be those that this machine finds.
 #
-#   scripts/aarch64.sh                 some four minutes of processor time, most of it emulation
+#   scripts/aarch64.sh                 some five minutes of processor time, most of it emulation
 #   PYTHON=python3.12 scripts/aarch64.sh
 #
 # Needs a Debian with network, and a PYTHON that has pip and an installed centermask with onnxruntime (to compare with);

@@ -66,6 +66,8 @@ struct Shape {
   std::int64_t c, out, side;
 };
 
+bool comma = false;  // before the next row of the JSON
+
 struct Configuration {
   std::string name;
   Tuning tuning;
@@ -163,7 +165,6 @@ class Bench {
     std::sort(times.begin(), times.end());
     const double us = times.empty() ? NAN : static_cast<double>(times[times.size() / 2]);
     const TileConfig& t = c.tuning.tile;
-    static bool comma = false;
     std::printf("%s  {\"dtype\": \"%s%s\", \"shape\": [%lld, %lld, %lld], \"layout\": \"%s\", \"name\": \"%s\", ",
                 comma ? ",\n" : "", dtype_name(dtype_), tf32_ ? "(tf32)" : "", static_cast<long long>(s_.c),
                 static_cast<long long>(s_.out), static_cast<long long>(s_.side), c.channels_last ? "nhwc" : "nchw",

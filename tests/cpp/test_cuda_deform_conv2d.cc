@@ -214,6 +214,8 @@ void test_against_cpu() {
       {1, 24, 6, 7, 12, 3, 3, 1, 1, 1, 2, 3},     // segments of both kinds of group
       {3, 8, 4, 5, 8, 3, 3, 1, 1, 1, 8, 1},       // depthwise
       {1, 16, 10, 12, 300, 2, 2, 1, 0, 1, 1, 1},  // two blocks of out channels
+      {1, 64, 16, 16, 24, 3, 3, 1, 1, 1, 1, 1},   // on sm_90, in float32: two blocks share K and add up their sums
+      {1, 128, 8, 16, 256, 3, 3, 1, 1, 1, 1, 1},  // the same in half precision
       {0, 8, 4, 5, 8, 3, 3, 1, 1, 1, 1, 1},
   };
   const Variant variants[] = {

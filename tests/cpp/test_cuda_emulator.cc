@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "check.h"
+#include "cuda/pipeline.h"
 #include "cuda/runtime.h"
 
 namespace {
@@ -52,6 +53,41 @@ __global__ void dynamic_kernel(float* out, int count, int past) {
   const int t = static_cast<int>(threadIdx.x);
   if (t < count) out[t] = values[t];  // what is there at the start
   if (past > 0 && t == 0) values[count - 1 + past] = 1.0f;
+}
+
+// The first warp fills two stages in turn, the others read them: as fast as mbarriers let them. Without `returns` the
+// readers keep the stages.
+__global__ void ring_kernel(const int* from, int* sums, int steps, bool returns) {
+  CENTERMASK_DYNAMIC_SHARED(memory);
+  cuda::Mbarrier* const full = reinterpret_cast<cuda::Mbarrier*>(memory);
+  cuda::Mbarrier* const empty = full + 2;
+  int* const stages = reinterpret_cast<int*>(memory + 64);  // of 64 numbers, the second half copied in one piece
+  const int lane = static_cast<int>(threadIdx.x % 32), readers = static_cast<int>(blockDim.x / 32) - 1;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) cuda::mbarrier_init(full[i], 2), cuda::mbarrier_init(empty[i], readers);
+    cuda::mbarrier_publish_init();
+  }
+  __syncthreads();
+  int sum = 0;
+  for (int step = 0; step < steps; ++step) {
+    int* const stage = stages + step % 2 * 64;
+    if (threadIdx.x < 32) {
+      cuda::mbarrier_wait(empty[step % 2], (step / 2 + 1) % 2);
+      if (lane == 0) {
+        cuda::mbarrier_arrive_expect(full[step % 2], 128);
+        cuda::copy_bulk(stage + 32, from + step * 64 + 32, 128, full[step % 2]);
+      }
+      stage[lane] = from[step * 64 + lane];
+      __syncwarp();
+      if (lane == 0) cuda::mbarrier_arrive(full[step % 2]);
+    } else {
+      cuda::mbarrier_wait(full[step % 2], step / 2 % 2);
+      sum += stage[lane] + stage[lane + 32];
+      __syncwarp();
+      if (lane == 0 && returns) cuda::mbarrier_arrive(empty[step % 2]);
+    }
+  }
+  if (threadIdx.x >= 32) sums[threadIdx.x - 32] = sum;
 }
 
 __global__ void divergent_barrier_kernel() {
@@ -275,9 +311,29 @@ void test_intrinsics() {
   CHECK(cuda::device_attribute("test", cudaDevAttrComputeCapabilityMajor, kStream) == 9);
 }
 
+void test_ring() {
+  const int steps = 7;
+  std::vector<int> from(steps * 64), expected(32), sums(64);
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    from[i] = static_cast<int>(i * i % 101);
+    expected[i % 32] += from[i];
+  }
+  const auto before = emulator::settings().seed;
+  for (unsigned seed : {0u, 1u, 2u}) {
+    emulator::settings().seed = seed;
+    cuda::launch("ring", ring_kernel, 1, 96, 64 + 2 * 64 * 4, kStream, from.data(), sums.data(), steps, true);
+    for (std::size_t i = 0; i < sums.size(); ++i) CHECK(sums[i] == expected[i % 32]);
+  }
+  emulator::settings().seed = before;
+  CHECK_FAILS(
+      cuda::launch("ring", ring_kernel, 1, 96, 64 + 2 * 64 * 4, kStream, from.data(), sums.data(), steps, false),
+      ErrorKind::kRuntime, "waits for ever");
+}
+
 }  // namespace
 
 int main() {
+  test_ring();
   test_sum();
   test_shared_memory();
   test_wrong_kernels();

@@ -305,10 +305,37 @@ void test_errors() {
   unsetenv("CENTERMASK_ISA");
 }
 
+// Beyond one channels-last copy of x, at most 4 MB for each thread, whatever the shape.
+void test_workspace() {
+  const Case cases[] = {
+      {1, 64, 128, 128, 64, 3, 1, 1, 1, 1, 1, true},    {1, 2048, 16, 16, 8192, 3, 1, 1, 1, 1, 1, true},
+      {9, 4096, 8, 8, 70000, 1, 1, 0, 1, 1, 1, true},   {2, 512, 64, 64, 512, 11, 1, 5, 1, 1, 8, true},
+      {1, 1, 512, 512, 1, 31, 1, 15, 1, 1, 1, false},   {64, 96, 40, 40, 64, 3, 1, 1, 1, 2, 96, true},
+      {1, 640, 300, 300, 640, 5, 2, 2, 1, 640, 1, true}};
+  for (const Case& s : cases) {
+    for (DType dtype : {DType::kFloat32, DType::kFloat64}) {
+      for (int threads : {1, 2, 8}) {
+        const std::int64_t out = (s.h + 2 * s.padding - s.kernel) / s.stride + 1, taps = s.kernel * s.kernel;
+        DeformConv2dParams params;
+        for (int i = 0; i < 2; ++i) params.stride[i] = s.stride, params.padding[i] = s.padding;
+        params.groups = s.groups;
+        const DeformConv2dShape shape = deform_conv2d_shape(
+            make_view(nullptr, dtype, {s.n, s.c, s.h, s.w}),
+            make_view(nullptr, dtype, {s.out / s.groups * s.groups, s.c / s.groups, s.kernel, s.kernel}),
+            make_view(nullptr, dtype, {s.n, 2 * s.offset_groups * taps, out, out}), {}, {}, params);
+        const auto bytes = static_cast<std::int64_t>(deform_conv2d_workspace_cpu(shape, threads, true));
+        const std::int64_t copy = s.n * (s.h * s.w + 1) * ((s.c + 15) / 16 * 16) * dtype_size(dtype);
+        CHECK(bytes <= copy + threads * (std::int64_t{4} << 20));
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
   test_against_loops();
+  test_workspace();
   test_errors();
   return check_result();
 }

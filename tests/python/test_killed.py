@@ -55,7 +55,7 @@ def test_killed_at_any_moment(settings, tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps(asdict(settings)))
     script = Path(__file__).parent / "killed_training.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "settings.json")], capture_output=True, text=True, timeout=300,
+        [sys.executable, str(script), str(tmp_path / "settings.json")], capture_output=True, text=True, timeout=600,
         check=False,
     )  # fmt: skip
     log = Path(settings.out + ".log")

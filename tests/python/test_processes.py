@@ -97,7 +97,7 @@ def together(settings):
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
             *(str(HERE / "one_of_many.py"), str(root / "plans.json")),
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return lambda name, kind="terms": [json.loads((root / name / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]

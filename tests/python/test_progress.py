@@ -99,8 +99,8 @@ def test_a_run_that_goes_on_remembers_how_long_it_has_waited(settings, caplog):
     """Stopped after the seventh epoch, one evaluation after the best."""
 
     class Stopping(Trainer):
-        def save(self) -> None:
-            super().save()
+        def save(self, *, must: bool = True) -> None:
+            super().save(must=must)
             if self.step == 7:
                 raise KeyboardInterrupt
 

@@ -124,6 +124,24 @@ def test_wrong_use(tmp_path: Path) -> None:
         write_repository(model_path("default"), tmp_path, library=tmp_path / "absent.so")
 
 
+def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    cli = pytest.importorskip("centermask.cli")
+
+    class Report:
+        def table(self) -> str:
+            return ""
+
+    def export(source: Path, path: Path, **_: object) -> Report:  # which has tests of its own
+        path.write_bytes(model_path("default").read_bytes())
+        return Report()
+
+    monkeypatch.setattr("centermask.export.onnx.export", export)
+    arguments = ["export", "best.pt", str(tmp_path / "mine.onnx"), "--triton", str(tmp_path / "repository")]
+    assert cli.main(arguments) == 0
+    assert (tmp_path / "repository" / "mine" / "1" / "model.onnx").is_file()
+
+
 class StandIn:
     """A connection whose server is the runtime here."""
 

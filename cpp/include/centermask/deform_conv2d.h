@@ -34,9 +34,9 @@ struct DeformConv2dParams {
   std::int64_t dilation[2] = {1, 1};
   std::int64_t groups = 1;
   Activation activation = Activation::kNone;
-  bool allow_tf32 = false;     // CUDA, float32: products in TensorFloat-32 (10 bits of mantissa) on the tensor cores
-  // CPU, float32, forward: products in bfloat16 (samples and weights rounded to 8 bits of mantissa, sums in float32) where
-  // the processor has AVX512-BF16 and each group an even number of channels; in float32 elsewhere.
+  bool allow_tf32 = false;  // CUDA, float32: products in TensorFloat-32 (10 bits of mantissa) on the tensor cores
+  // CPU, float32, forward: products in bfloat16 (samples and weights rounded to 8 bits of mantissa, sums in float32)
+  // where the processor has AVX512-BF16 and each group an even number of channels; in float32 elsewhere.
   bool allow_bf16 = false;
   bool deterministic = false;  // CUDA backward: the same bits on every run, at a price; forward always is
 };
@@ -60,7 +60,8 @@ DeformConv2dShape deform_conv2d_shape(const TensorView& x, const TensorView& wei
                                       const TensorView& mask, const TensorView& bias, const DeformConv2dParams& params);
 
 // Constant weights can be brought into the kernels' order once. The packed form belongs to the instruction set in use
-// when it was made, to params.allow_bf16 and to this library's build: keep it in memory, do not store it. 64-byte alignment is best.
+// when it was made, to params.allow_bf16 and to this library's build: keep it in memory, do not store it. 64-byte
+// alignment is best.
 std::size_t deform_conv2d_packed_bytes_cpu(const TensorView& weight, const DeformConv2dParams& params);
 void deform_conv2d_pack_cpu(const TensorView& weight, const DeformConv2dParams& params, void* packed,
                             const ParallelFor& parallel_for = {});

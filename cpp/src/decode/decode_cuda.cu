@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "centermask/decode.h"
+#include "cuda/mma.h"
 #include "cuda/runtime.h"
 #include "decode/peaks.cuh"
 #include "decode/select.cuh"
@@ -90,8 +91,10 @@ __device__ void write_center(const Outputs& outputs, const HeatmapView& map, std
 
 // Calls take(key) for every peak of the active groups that reaches the bound, in any order.
 template <class T, Layout layout, class Take>
-__device__ void for_each_reaching(const HeatmapView& map, std::int64_t image, const std::uint32_t* active,
-                                  std::uint32_t active_count, Key bound, const Take& take) {
+__device__ void for_each_reaching(const HeatmapView& map, const Scratch& scratch, std::uint32_t active_count, Key bound,
+                                  const Take& take) {
+  const std::int64_t image = cuda::computed_here(blockIdx.x);  // here, not before: registers are scarce in the loop
+  const std::uint32_t* active = scratch.active + image * scratch.active_stride;
   for (std::uint32_t i = threadIdx.x / kLanes; i < active_count; i += kSelectWarps) {
     load_patch<T, layout>(map, image, active[i]).for_each_peak([&](Key key) {
       if (key >= bound) take(key);
@@ -138,7 +141,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   const auto collect = [&] {
     if (thread == 0) counter = 0;
     __syncthreads();
-    for_each_reaching<T, layout>(map, image, active, active_count, bound, [&](Key key) {
+    for_each_reaching<T, layout>(map, scratch, active_count, bound, [&](Key key) {
       const std::uint32_t slot = atomicAdd(&counter, 1u);
       if (slot < capacity) keys[slot] = key;
     });
@@ -149,7 +152,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   if (found > capacity) {
     // Peaks crowd in few groups: find the exact K-th, at the price of some more looks at these groups.
     bound = select_key(k, memory, [&](const auto& take) {
-      for_each_reaching<T, layout>(map, image, active, active_count, bound, [&](Key key) { take(key, 1u); });
+      for_each_reaching<T, layout>(map, scratch, active_count, bound, [&](Key key) { take(key, 1u); });
     });
     found = collect();
   }

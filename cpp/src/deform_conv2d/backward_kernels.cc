@@ -39,8 +39,8 @@ std::int64_t scratch_elements(const BackwardPlan& plan) {
 // One tap of the tile. `panel` holds the gradients of the tap's columns; afterwards, with kColumn, the columns.
 // dots[k][p] = (column gradient) . (corner k) over the channels.
 template <class T, bool kScatter, bool kColumn, bool kDots>
-void resample(const BackwardPlan& plan, const CornerBlock<T>* corners, const T* pixels, T* grad_pixels, std::int64_t first,
-              std::int64_t positions, T* panel, T* const (&dots)[4]) {
+void resample(const BackwardPlan& plan, const CornerBlock<T>* corners, const T* pixels, T* grad_pixels,
+              std::int64_t first, std::int64_t positions, T* panel, T* const (&dots)[4]) {
   const std::int64_t out_pixels = plan.shape.out_height * plan.shape.out_width;
   const std::int64_t width = plan.width;
   constexpr int kN = kLanes<T>;
@@ -101,8 +101,8 @@ void resample(const BackwardPlan& plan, const CornerBlock<T>* corners, const T* 
 template <class T>
 void resample_any(const BackwardPlan& plan, const CornerBlock<T>* corners, const T* pixels, T* grad_pixels,
                   std::int64_t first, std::int64_t positions, T* panel, T* const (&dots)[4]) {
-  using Function =
-      void (*)(const BackwardPlan&, const CornerBlock<T>*, const T*, T*, std::int64_t, std::int64_t, T*, T* const(&)[4]);
+  using Function = void (*)(const BackwardPlan&, const CornerBlock<T>*, const T*, T*, std::int64_t, std::int64_t, T*,
+                            T* const(&)[4]);
   static constexpr Function kFunctions[8] = {resample<T, false, false, false>, resample<T, false, false, true>,
                                              resample<T, false, true, false>,  resample<T, false, true, true>,
                                              resample<T, true, false, false>,  resample<T, true, false, true>,

@@ -84,6 +84,8 @@ ForwardPlan make_plan(const DeformConv2dShape& s, const ForwardKernels& kernels,
   const std::int64_t line = 64 / kernels.panel_item;
   plan.panel_stride = align_up(plan.chunk_taps * plan.chunk_channels + block.lanes, line);
   if (plan.panel_stride / line % 2 == 0) plan.panel_stride += line;
+  // Two, in turn. Where a chunk belongs to several offset groups, corners are found for each: of more rows together.
+  plan.panels = s.offset_groups == 1 ? 2 : divide_up(96, block.rows);
   plan.slab = align_up(s.out_channels / s.params.groups, block.columns);
   const std::int64_t most = align_up(8192 / dtype_size(s.dtype), block.columns);
   if (plan.slab > most) plan.slab = most;

@@ -31,7 +31,8 @@ Scratch scratch_of(const ForwardPlan& plan) {
   const auto after = [](std::int64_t place, std::int64_t bytes) { return round_up(place + bytes, 64); };
   Scratch scratch;
   scratch.panel = 0;
-  scratch.sums = after(0, 2 * kRows * plan.panel_stride * static_cast<std::int64_t>(sizeof(typename Product::Panel)));
+  scratch.sums =
+      after(0, plan.panels * kRows * plan.panel_stride * static_cast<std::int64_t>(sizeof(typename Product::Panel)));
   // Whole vectors of positions are read.
   scratch.staging = after(scratch.sums, (plan.tile_rows * plan.slab + kLanes<T> * kColumns<T>)*kItem);
   scratch.corners = after(scratch.staging, kLanes<T> * staging_stride<T>(plan) * kItem);
@@ -163,49 +164,78 @@ Sampler<T, Product> sampler_of(const Tile<T>& tile, const Chunk& chunk, std::int
                              width, panel, width);
 }
 
-// Rows [row, row + kRows) of the tile, as far as there are.
+// Rows [row, row + rows) of a chunk that belongs to several offset groups. Columns from left to right, since vectors
+// reach beyond the last of a part.
 template <class T, class Product>
-void fill_panel(const Tile<T>& tile, const Chunk& chunk, std::int64_t row, typename Product::Panel* panel) {
-  if (chunk.found) {
-    sampler_of<T, Product>(tile, chunk, row, panel).finish();
-    return;
-  }
-  // Several offset groups. Columns from left to right, since vectors reach beyond the last of a part.
+void fill_mixed_panel(const Tile<T>& tile, const Chunk& chunk, std::int64_t row, std::int64_t rows,
+                      typename Product::Panel* panel) {
   const DeformConv2dShape& s = tile.a.plan.shape;
   const std::int64_t offset_in = s.in_channels / s.offset_groups;
+  const Tile<T> part{tile.a, tile.first + row, rows, tile.corners, tile.places};
   for (std::int64_t t = chunk.tap; t < chunk.tap_end; ++t) {
     for (std::int64_t c = chunk.channel; c < chunk.channel_end;) {
       const std::int64_t group = c / offset_in, count = smaller((group + 1) * offset_in, chunk.channel_end) - c;
-      tile.find(group, t, t + 1);
-      Sampler<T, Product>(tile, row, smaller(row + kRows, tile.positions), 1, c, count, panel, 0).finish();
+      part.find(group, t, t + 1);
+      Sampler<T, Product>(part, 0, rows, 1, c, count, panel, 0).finish();
       panel += count;
       c += count;
     }
   }
 }
 
-// All rows of the tile times one chunk's weights: `b` for the first of `blocks` blocks of out channels, `b_step` apart.
+// Weights of a chunk: the first of `blocks` blocks of out channels, and the step from one to the next.
+template <class Panel>
+struct ChunkWeights {
+  const Panel* first;
+  std::int64_t step, blocks;
+};
+
+// Adds to the sums of rows [row, row + kRows) of the tile. Its last rows may lie beyond the tile's positions: rows are
+// independent, and those are never written out.
 template <class T, class Product>
-void multiply_chunk(const Tile<T>& tile, const Chunk& chunk, const typename Product::Panel* b, std::int64_t b_step,
-                    std::int64_t blocks, bool accumulate, typename Product::Panel* panel, T* sums) {
+void multiply_rows(const Tile<T>& tile, const Chunk& chunk, const ChunkWeights<typename Product::Panel>& b,
+                   const typename Product::Panel* panel, std::int64_t row, bool accumulate, T* sums,
+                   Sampler<T, Product>& beside) {
   const ForwardPlan& plan = tile.a.plan;
-  typename Product::Panel* other = panel + kRows * plan.panel_stride;
-  fill_panel<T, Product>(tile, chunk, 0, panel);
-  for (std::int64_t row = 0; row < tile.positions; row += kRows) {
-    // With 16 registers, the sums would have to leave them for each sample.
-    const bool more = row + kRows < tile.positions, beside = more && chunk.found && kRegisters >= 32;
-    Sampler<T, Product> next;
-    if (beside) next = sampler_of<T, Product>(tile, chunk, row + kRows, other);
-    next.spread_over(chunk.depth() * blocks);
-    for (std::int64_t block = 0; block < blocks; ++block) {
-      // The last rows may lie beyond the tile's positions: rows are independent, and those are never written out.
-      Product::multiply(panel, plan.panel_stride, b + block * b_step, chunk.depth(),
-                        sums + (block * plan.tile_rows + row) * kColumns<T>, accumulate, next);
+  beside.spread_over(chunk.depth() * b.blocks);
+  for (std::int64_t block = 0; block < b.blocks; ++block) {
+    Product::multiply(panel, plan.panel_stride, b.first + block * b.step, chunk.depth(),
+                      sums + (block * plan.tile_rows + row) * kColumns<T>, accumulate, beside);
+  }
+  beside.finish();
+}
+
+// All rows of the tile times one chunk's weights.
+template <class T, class Product>
+void multiply_chunk(const Tile<T>& tile, const Chunk& chunk, const ChunkWeights<typename Product::Panel>& b,
+                    bool accumulate, typename Product::Panel* panel, T* sums) {
+  using Panel = typename Product::Panel;
+  const ForwardPlan& plan = tile.a.plan;
+  const std::int64_t panel_size = kRows * plan.panel_stride;
+  Sampler<T, Product> nothing;
+  if (!chunk.found) {
+    const std::int64_t many = plan.panels * kRows;
+    for (std::int64_t row = 0; row < tile.positions; row += many) {
+      const std::int64_t rows = smaller(many, tile.positions - row);
+      fill_mixed_panel<T, Product>(tile, chunk, row, rows, panel);
+      for (std::int64_t r = 0; r < rows; r += kRows) {
+        multiply_rows<T, Product>(tile, chunk, b, panel + r * plan.panel_stride, row + r, accumulate, sums, nothing);
+      }
     }
-    if (beside) next.finish();
-    if (more && !beside) fill_panel<T, Product>(tile, chunk, row + kRows, other);
-    typename Product::Panel* const last = panel;
-    panel = other, other = last;
+    return;
+  }
+  Panel* now = panel;
+  Panel* then = panel + panel_size;
+  sampler_of<T, Product>(tile, chunk, 0, now).finish();
+  for (std::int64_t row = 0; row < tile.positions; row += kRows) {
+    Sampler<T, Product> next;
+    if (row + kRows < tile.positions) next = sampler_of<T, Product>(tile, chunk, row + kRows, then);
+    // With 16 registers, the sums would have to leave them for each sample; and a short product is not to be cut
+    // further.
+    if (kRegisters < 32 || chunk.depth() * b.blocks < 4 * next.steps()) next.finish();
+    multiply_rows<T, Product>(tile, chunk, b, now, row, accumulate, sums, next);
+    Panel* const last = now;
+    now = then, then = last;
   }
 }
 
@@ -243,8 +273,9 @@ void tile(const ForwardArguments& a, std::int64_t first, std::int64_t positions,
           chunk.found = chunk.channel_end <= (offset_group + 1) * offset_in;
           if (chunk.found && found != offset_group) tile.find(offset_group, tap, chunk.tap_end);
           found = chunk.found ? offset_group : -1;
-          multiply_chunk<T, Product>(tile, chunk, b, b_step, round_up(slab_end - slab, kColumns<T>) / kColumns<T>,
-                                     accumulate, reinterpret_cast<Panel*>(at(scratch.panel)), sums);
+          const ChunkWeights<Panel> weights{b, b_step, round_up(slab_end - slab, kColumns<T>) / kColumns<T>};
+          multiply_chunk<T, Product>(tile, chunk, weights, accumulate, reinterpret_cast<Panel*>(at(scratch.panel)),
+                                     sums);
           b += chunk.depth() * kColumns<T>;
           accumulate = true;
         }

@@ -26,6 +26,7 @@ struct ForwardPlan {
   std::int64_t images_at_once;  // of which the copy is held
   std::int64_t chunk_taps;      // of a chunk; the last chunks may have fewer
   std::int64_t chunk_channels;  // likewise
+  std::int64_t panels;          // of one register block's rows
   std::int64_t panel_stride;    // in the panel's elements
   std::int64_t tile_rows;       // a multiple of the register block's rows
   std::int64_t slab;  // out channels whose sums are kept at a time, a multiple of the register block's columns

@@ -12,8 +12,8 @@ namespace {
 constexpr std::int64_t kCornerPositions = 16;  // a multiple of every vector's lanes
 
 // The four neighbours (top left, top right, bottom left, bottom right) of each sample of one tap at kCornerPositions
-// positions. Neighbours outside the image are the zero pixel, index 0; pixel (y, x) has index 1 + y*W + x. Arrays within
-// a block, so that computing them vectorises; blocks, so that whoever reads one position after the other touches
+// positions. Neighbours outside the image are the zero pixel, index 0; pixel (y, x) has index 1 + y*W + x. Arrays
+// within a block, so that computing them vectorises; blocks, so that whoever reads one position after the other touches
 // few cache lines.
 template <class T>
 struct CornerBlock {
@@ -59,9 +59,10 @@ void read_row(const TensorView& view, std::int64_t n, std::int64_t channel, std:
 // At y = -1 exactly the sample is outside and its value 0, yet its derivative by y looks to the right, into the image
 // (likewise x): kAtEdge counts such samples as inside, for the backward pass. Without it, `places` is scratch.
 template <class T, bool kAtEdge>
-__attribute__((noinline)) void find_corners(const DeformConv2dShape& s, const TensorView& offset, const TensorView& mask,
-                  std::int64_t offset_group, std::int64_t tap, std::int64_t first, std::int64_t count,
-                  CornerBlock<T>* corners, const Places<T>& places) {
+__attribute__((noinline)) void find_corners(const DeformConv2dShape& s, const TensorView& offset,
+                                            const TensorView& mask, std::int64_t offset_group, std::int64_t tap,
+                                            std::int64_t first, std::int64_t count, CornerBlock<T>* corners,
+                                            const Places<T>& places) {
   const std::int64_t taps = s.kernel_h * s.kernel_w;
   const std::int64_t channel = offset_group * taps + tap;
   const std::int64_t pixels = s.out_height * s.out_width;

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from centermask.nn.model import CenterMask
+from centermask.training import processes
 from centermask.training.augment import TrainTransform
 from centermask.training.average import WeightAverage
 from centermask.training.checkpoint import (
@@ -31,7 +32,6 @@ from centermask.training.loader import TrainBatch, make_loader
 from centermask.training.mixing import MixOptions
 from centermask.training.objective import LossTask, Objective, default_model_config, started_from
 from centermask.training.optimizer import freeze_backbone, learning_rate_factor, parameter_groups, resumed_state
-from centermask.training.processes import make_fabric, mean_of_all, prepare_batch_norm, processes_here, told_by_all
 from centermask.training.progress import BestSoFar, Clock, bar_seconds, figures_in_words
 from centermask.training.settings import TrainConfig
 from centermask.training.val_split import load_val, must_be_made
@@ -61,7 +61,7 @@ class Trainer:
             raise ValueError(
                 f"train: {self.out} holds a run already: go on with it (--resume), or choose another --out"
             )
-        self.fabric = make_fabric(config)
+        self.fabric = processes.make_fabric(config)
         if self.fabric.is_global_zero:
             remove_unfinished(self.out)
         torch.manual_seed(config.seed)
@@ -76,7 +76,7 @@ class Trainer:
             folders,
             "train",
             classes=classes,
-            cache=free_memory() // (2 * processes_here()) if config.cache else 0,
+            cache=free_memory() // (2 * processes.on_this_machine()) if config.cache else 0,
             max_side=max_side,
             make_val=make_val,
         )
@@ -94,7 +94,7 @@ class Trainer:
         if config.init_from and not config.resume:
             self._init_from(Path(config.init_from))
         self.frozen = freeze_backbone(self.model, config.freeze_stages)
-        self.frozen += prepare_batch_norm(self.model, config.batch_norm, self.fabric.device)
+        self.frozen += processes.prepare_batch_norm(self.model, config.batch_norm, self.fabric.device)
         rate = config.learning_rate * config.batch_size / 16
         self.objective = Objective(self.model, config)
         on_gpu = self.fabric.device.type == "cuda"
@@ -343,7 +343,7 @@ class Trainer:
         self.generator.manual_seed(hash((config.seed, self.step, fabric.global_rank)) % 2**63)
         amounts = torch.stack([self.objective.amounts(batch) for batch in batches]).sum(dim=0)
         # At least 1 over all processes together: what each of them divides by is its share of that.
-        instances, cells = mean_of_all(fabric, amounts).clamp(min=1 / fabric.world_size)
+        instances, cells = processes.mean_of_all(fabric, amounts).clamp(min=1 / fabric.world_size)
         parts = []
         for number, batch in enumerate(batches, start=1):
             with fabric.no_backward_sync(self.wrapped, enabled=number < len(batches)):
@@ -354,18 +354,17 @@ class Trainer:
         gradients = [p.grad for p in self.wrapped.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         told = torch.stack([torch.stack(list(terms.values())) for _, terms in parts]).sum(dim=0)
-        # All processes end or save after the same step, whichever of them was told to, whatever their clocks say.
-        state = torch.tensor([self.interrupted, time.monotonic() - self.saved_at])
-        told = mean_of_all(fabric, torch.cat([told, state.to(told)]))
         # The one place where the CPU waits for a GPU: everything before it has been queued, everything after is short.
-        *values, ending, self.unsaved, norm_value = torch.cat([told, norm[None]]).tolist()
+        # All processes end or save after the same step, whichever of them was told to, whatever their clocks say.
+        mine = [float(self.interrupted), time.monotonic() - self.saved_at]
+        *values, norm_value, ending, self.unsaved = processes.agreed(fabric, torch.cat([told, norm[None]]), mine)
         self.ending = ending > 0
         # In fp16 the loss is scaled, and the scaler leaves out a step whose gradients overflow.
         if not all(map(math.isfinite, values)) or not (math.isfinite(norm_value) or config.precision == "fp16"):
             names = {record.image_id: str(record.path) for record in self.data.records}
             with fabric.autocast():
                 reason = explanation(self.objective, parts, names, self.step)
-            raise FloatingPointError(told_by_all(reason))
+            raise FloatingPointError(processes.told_by_all(reason))
         if 0 < config.clip < norm_value:
             torch._foreach_mul_(gradients, config.clip / norm_value)
         self.optimizer.step()

@@ -53,7 +53,7 @@ def make_fabric(config: TrainConfig) -> lightning.Fabric:
     return fabric
 
 
-def processes_here() -> int:
+def on_this_machine() -> int:
     """How many processes of this run share this machine's memory; of those that torchrun or Fabric has started."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return int(os.environ.get("LOCAL_WORLD_SIZE", torch.distributed.get_world_size()))
@@ -87,6 +87,14 @@ def prepare_batch_norm(model: nn.Module, kind: str, device: torch.device) -> lis
 def mean_of_all(fabric: lightning.Fabric, values: Tensor) -> Tensor:
     """The mean of a tensor over all processes."""
     return torch.as_tensor(fabric.all_reduce(values, reduce_op="mean"))
+
+
+def agreed(fabric: lightning.Fabric, values: Tensor, own: list[float]) -> list[float]:
+    """The means over all processes of a vector on the device and of numbers of the CPU, all brought to the CPU."""
+    if fabric.world_size == 1:  # without a way to the device and back
+        return [*values.tolist(), *own]
+    numbers: list[float] = mean_of_all(fabric, torch.cat([values, torch.tensor(own).to(values)])).tolist()
+    return numbers
 
 
 def told_by_all(text: str) -> str:

@@ -1,5 +1,6 @@
-// The area of a mask, by the installed library: 0 if it is right.
+// The area of a mask, by the installed library, and whether its operators for ONNX Runtime load: 0 if all is right.
 #include <centermask/rle.h>
+#include <dlfcn.h>
 
 #include <cstdint>
 #include <cstdio>
@@ -11,5 +12,9 @@ int main() {
   const auto count = centermask::rle_encode(pixels, centermask::make_view(runs, centermask::DType::kUInt32, {7}));
   const auto area = centermask::rle_area(centermask::make_view(runs, centermask::DType::kUInt32, {count}));
   std::printf("%lld runs, %lld pixels inside\n", static_cast<long long>(count), static_cast<long long>(area));
-  return area == 3 ? 0 : 1;
+
+  void* operators = dlopen(OPERATORS, RTLD_NOW | RTLD_LOCAL);
+  const bool registers = operators != nullptr && dlsym(operators, "RegisterCustomOps") != nullptr;
+  std::printf("%s: %s\n", OPERATORS, registers ? "loads" : dlerror());
+  return area == 3 && registers ? 0 : 1;
 }
