@@ -30,7 +30,7 @@ from centermask.convert.classes import COCO_IDS, COCO_NAMES, classes_for
 from centermask.convert.common import ConvertError, resnet_depth
 from centermask.convert.convert import convert
 from centermask.export import verify
-from centermask.export.onnx import export
+from centermask.export.onnx import Profile, export
 from centermask.nn.model import CenterMask, Detections
 from centermask.training.checkpoint import load_checkpoint
 from centermask.training.torch_network import TorchNetwork
@@ -208,13 +208,14 @@ def test_the_command_line_and_what_the_checkpoint_knows(
     assert not (tmp_path / "x.pt").exists()
 
 
+@pytest.mark.parametrize("profile", ["fused", "standard", "decomposed"])
 def test_the_exported_detector_finds_the_same_boxes(
-    resdcn18: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    profile: Profile, resdcn18: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = convert(resdcn18).checkpoint.build()
     small = np.random.default_rng(5).normal(size=(1, 3, 96, 128)).astype(np.float32)
-    monkeypatch.setattr(verify, "sample_inputs", lambda model: [small])
-    export(model, tmp_path / "detector.onnx")
+    monkeypatch.setattr(verify, "sample_inputs", lambda model, preprocess=None: [small])
+    export(model, tmp_path / "detector.onnx", profile=profile)
     picture = np.random.default_rng(6).integers(0, 256, (90, 121, 3), dtype=np.uint8)
     in_torch = Predictor(TorchNetwork(model), score_threshold=0.05)(picture)
     in_onnx = Predictor(tmp_path / "detector.onnx", score_threshold=0.05, device="cpu")
