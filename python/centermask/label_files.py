@@ -121,7 +121,7 @@ class YoloSink:
         self._info = info
         self._base = base
         self._taken: set[Path] = set()
-        self._pending: list[tuple[Path, str, Path | Frame]] = []
+        self._pending: list[tuple[Path, str, Path, bool]] = []  # labels, their text, picture, whether it is a frame's
         for part in ("labels", "images"):
             (folder / part).mkdir(parents=True, exist_ok=True)
 
@@ -138,19 +138,28 @@ class YoloSink:
         if isinstance(source, Frame):
             path = path.with_name(f"{path.stem}_{source.number:06d}{path.suffix}")
         labels = free_path(self.folder / "labels" / path.with_suffix(".txt"), self._taken)
-        self._pending.append((labels, "".join(lines), source))
+        picture, is_frame = source, isinstance(source, Frame)
+        if isinstance(source, Frame):  # at once: the frames of a video do not fit into memory
+            picture = self.folder / "images" / f".{len(self._pending)}.part.jpg"
+            write_image(picture, source.image)
+        assert isinstance(picture, Path)
+        self._pending.append((labels, "".join(lines), picture, is_frame))
 
     def settle(self, done: bool) -> None:
         """Ends a picture or video: writes what was added for it, or drops it if it failed."""
         pending, self._pending = self._pending, []
-        for labels, text, source in pending if done else ():
+        for labels, text, picture, is_frame in pending:
+            if not done:
+                if is_frame:
+                    picture.unlink()
+                continue
             beside = self.folder / "images" / labels.relative_to(self.folder / "labels")
             for path in (labels, beside):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(source, Frame):
-                write_image(beside.with_suffix(".jpg"), source.image)
+            if is_frame:
+                picture.replace(beside.with_suffix(".jpg"))
             else:
-                _link(beside.with_suffix(source.suffix), source)
+                _link(beside.with_suffix(picture.suffix), picture)
             write_atomically(labels, text.encode())
 
     def close(self) -> list[Path]:
@@ -209,13 +218,16 @@ def _link(place: Path, picture: Path) -> None:
     Raises:
         FileExistsError: Another file, which is no link, is there.
     """
+    target = picture.resolve()
+    if place.exists() and place.samefile(target):
+        return  # the pictures of a YOLO data set itself, or links that an earlier run made
     if place.is_symlink():
         place.unlink()
     elif place.exists():
-        if place.samefile(picture) or filecmp.cmp(place, picture):
-            return  # the pictures of a YOLO data set itself, or a copy that an earlier run made
+        if filecmp.cmp(place, target):
+            return  # a copy that an earlier run made
         raise FileExistsError(f"{place}: is there already and is not {picture}: choose another folder with --out")
     try:
-        place.symlink_to(picture.resolve())
+        place.symlink_to(target)
     except OSError:  # some file systems have no links
-        shutil.copy2(picture, place)
+        shutil.copy2(target, place)

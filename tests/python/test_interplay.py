@@ -254,6 +254,13 @@ def test_pictures_are_copied_where_there_are_no_links(pictures: Path, tmp_path: 
     assert copy.read_bytes() == (pictures / "a" / "1.png").read_bytes()
 
 
+def test_pictures_that_are_links_of_ours_are_labelled_again(pictures: Path, tmp_path: Path) -> None:
+    model, out = str(tiny_model.write(tmp_path / "tiny.onnx")), tmp_path / "out"
+    for folder in (pictures / "a", out / "images"):
+        assert main(["predict", str(folder), "-m", model, "--save-labels", "yolo", "-o", str(out)]) == 0
+    assert (out / "images" / "1.png").read_bytes() == (pictures / "a" / "1.png").read_bytes()
+
+
 def test_frames_of_a_video_become_pictures_with_labels(predictor: Predictor, tmp_path: Path) -> None:
     from centermask.training.data import load_datasets
 
@@ -267,6 +274,7 @@ def test_frames_of_a_video_become_pictures_with_labels(predictor: Predictor, tmp
     assert [record.path.name for record in dataset.records] == ["clip_000000.jpg", "clip_000001.jpg"]
     assert [[item.label for item in record.annotations] for record in dataset.records] == [[0], [0]]
     assert dataset.image(1).shape == (200, 320, 3)
+    assert sorted(path.name for path in (out / "images").iterdir()) == ["clip_000000.jpg", "clip_000001.jpg"]
 
 
 def tiny_config() -> Any:

@@ -126,6 +126,25 @@ def test_the_end_of_a_run_is_not_lost_in_silence(settings, monkeypatch):
     assert load_checkpoint(trainer.out / "last.pt").training["step"] == 2
 
 
+def test_a_best_model_that_cannot_be_written_is_not_the_best(settings, monkeypatch, caplog):
+    figures = iter([0.2, 0.5, 0.4])
+    trainer = Trainer(
+        replace(settings, epochs=3, eval_every=1, val_split="train"), lambda *_: {"box_ap": next(figures)}
+    )
+
+    def full(path, checkpoint):
+        if path.name == "best.pt" and checkpoint.info["ap"] == {"box_ap": 0.5}:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_checkpoint(path, checkpoint)
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    with caplog.at_level(logging.ERROR):
+        trainer.fit()
+    assert "No space left" in caplog.text
+    assert load_checkpoint(trainer.out / "best.pt").info["ap"] == {"box_ap": 0.4}
+    assert (trainer.best.value, trainer.best.epoch) == (0.4, 3)
+
+
 def test_logs_that_cannot_be_written_do_not_end_the_run(settings, monkeypatch, caplog):
     trainer = Trainer(replace(settings, epochs=4, save_minutes=100.0))
 

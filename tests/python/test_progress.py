@@ -130,6 +130,20 @@ def test_a_run_that_goes_on_remembers_how_long_it_has_waited(settings, caplog):
     assert load_checkpoint(f"{settings.out}/best.pt").info["ap"] == {"mask_ap": 0.9}
 
 
+def test_an_interrupt_in_the_last_step_of_an_epoch_loses_no_evaluation(settings):
+    class Interrupted(Trainer):
+        def train_step(self, *batches):
+            self.interrupted |= self.step == 3  # the fourth epoch's only step
+            return super().train_step(*batches)
+
+    judge = Judge(*FIGURES)
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted(settings, judge).fit()
+    assert judge.calls == 4
+    trainer = Trainer(replace(settings, resume=True), Judge(*FIGURES[4:]))
+    assert (trainer.step, trainer.best) == (4, BestSoFar("mask_ap", 0.4, 4, 0))
+
+
 def test_what_was_lost_after_an_early_end_is_written_again(settings, tmp_path):
     """A run killed between its last save and final.pt."""
     Trainer(settings, Judge(*FIGURES)).fit()

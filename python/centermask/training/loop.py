@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -252,11 +252,14 @@ class Trainer:
         epochs = self.config.epochs
         self.clock = Clock(self.step)
         # A run that was stopped after its last step still has its last evaluation to do.
-        for epoch in range(min(self.step // self.steps_per_epoch, epochs - 1), epochs):
+        first = min(self.step // self.steps_per_epoch, epochs - 1)
+        # Whether it had ended before: asked of the first process, whose files they are.
+        if self.fabric.broadcast(self.best.exhausted(self.config.patience) and (self.out / "final.pt").exists()):
+            logger.info("%s", self.best.farewell(first, epochs))
+            return result
+        for epoch in range(first, epochs):
             if self.best.exhausted(self.config.patience):
                 logger.info("%s", self.best.farewell(epoch, epochs))
-                if not result and (self.out / "final.pt").exists():
-                    return result  # it had ended before
                 break
             self._epoch(epoch)
             last = epoch + 1 == epochs
@@ -266,6 +269,9 @@ class Trainer:
             # Epochs of a small data set take seconds: not each of them is worth a file of 100 MB.
             if last or evaluated or self.unsaved > min(60.0, self.config.save_minutes * 60):
                 self.save(must=last)
+            if self.ending and not last:
+                self.save()
+                raise KeyboardInterrupt
         if self.fabric.is_global_zero:
             final = slim_checkpoint(self._checkpoint(self._info(result)))
             save_checkpoint(self.out / "final.pt", final)
@@ -311,7 +317,7 @@ class Trainer:
                     self._log("train", terms)
                 # Not after the epoch's last step: its evaluation would be missed by a run that goes on from there.
                 inside = self.step % self.steps_per_epoch != 0
-                if self.ending:
+                if inside and self.ending:
                     self.save()
                     raise KeyboardInterrupt
                 if inside and self.unsaved > self.config.save_minutes * 60:
@@ -387,7 +393,12 @@ class Trainer:
             self._log("val", shown)
             told = figures_in_words(result), self.clock.left(self.step, self.total_steps)
             logger.info("epoch %d of %d: %s", epoch + 1, self.config.epochs, "; ".join(filter(None, told)))
+            before = replace(self.best)
             if self.best.judge(result.get(self.best.key), epoch + 1):
-                save_checkpoint(self.out / "best.pt", slim_checkpoint(self._checkpoint(self._info(result))))
+                try:
+                    save_checkpoint(self.out / "best.pt", slim_checkpoint(self._checkpoint(self._info(result))))
+                except OSError as error:  # a full disk: best.pt is still the one of before
+                    logger.error("%s", error)
+                    self.best = before
         self.best = self.fabric.broadcast(self.best)  # all processes end together; this waits for the first, too
         return result
