@@ -35,7 +35,9 @@ class TritonNetwork:
     def __init__(self, connection: Any, name: str) -> None:
         self._connection = connection
         self._name = name
-        parameters = connection.get_model_config(name).get("parameters", {})
+        config = connection.get_model_config(name)
+        parameters = config.get("parameters", {})
+        self._makes_rle = any(value["name"] == "image_size" for value in config.get("input", ()))
         self._info = ModelInfo.from_metadata({key: value["string_value"] for key, value in parameters.items()}, name)
 
     @property
@@ -47,9 +49,17 @@ class TritonNetwork:
         """Runs preprocessed pictures, float32 `[N, 3, H, W]`."""
         image = http.InferInput("image", list(images.shape), "FP32")
         image.set_data_from_numpy(images)
+        inputs = [image]
+        if self._makes_rle:  # masks are made here, after the choice of instances: there, of pictures of one pixel
+            for key, kind, value in (
+                ("image_to_input", "FP64", np.tile(np.eye(2, 3), (len(images), 1, 1))),
+                ("image_size", "INT64", np.ones((len(images), 2), np.int64)),
+            ):
+                inputs.append(http.InferInput(key, list(value.shape), kind))
+                inputs[-1].set_data_from_numpy(value)
         names = NetworkOutput._fields[: 4 if self._info.mask_head == "none" else 6]
         wanted = [http.InferRequestedOutput(name) for name in names]
-        answer = self._connection.infer(self._name, [image], outputs=wanted)
+        answer = self._connection.infer(self._name, inputs, outputs=wanted)
         values = [answer.as_numpy(name) for name in names]
         values[3] = values[3].reshape(-1)  # the server gives [N, 1]: it has no outputs of one number for each picture
         return NetworkOutput(*values)

@@ -57,6 +57,7 @@ std::vector<std::string> json_list(const std::string& text) {
       values.push_back(string());
     } else {
       const std::size_t end = text.find_first_of(",]", at);
+      if (end == std::string::npos) throw std::runtime_error("unfinished JSON list");
       values.push_back(text.substr(at, end - at));
       at = end;
     }
@@ -69,6 +70,12 @@ double number(const std::string& text) {
   const double value = std::stod(text, &used);
   if (used != text.size()) throw std::runtime_error("not a number");
   return value;
+}
+
+std::int64_t positive(const std::string& text) {
+  const double value = number(text);
+  if (!(value >= 1 && value <= 1e6)) throw std::runtime_error("not a positive number");
+  return static_cast<std::int64_t>(value);
 }
 
 std::array<double, 3> three(const std::string& text) {
@@ -107,10 +114,10 @@ ModelInfo read_model_info(const std::function<std::optional<std::string>(const s
   });
   with("mean", [&](const std::string& text) { info.mean = three(text); });
   with("std", [&](const std::string& text) { info.std = three(text); });
-  with("size", [&](const std::string& text) { info.size = static_cast<std::int64_t>(number(text)); });
+  with("size", [&](const std::string& text) { info.size = positive(text); });
   with("size_policy", [&](const std::string& text) { info.size_policy = text; });
-  with("stride", [&](const std::string& text) { info.stride = static_cast<std::int64_t>(number(text)); });
-  with("top_k", [&](const std::string& text) { info.top_k = static_cast<std::int64_t>(number(text)); });
+  with("stride", [&](const std::string& text) { info.stride = positive(text); });
+  with("top_k", [&](const std::string& text) { info.top_k = positive(text); });
   with("score_threshold", [&](const std::string& text) { info.score_threshold = number(text); });
   with("max_overlap", [&](const std::string& text) { info.max_overlap = number(text); });
   with("mask_head", [&](const std::string& text) {

@@ -176,9 +176,19 @@ NetworkOutput Network::run(const NetworkInput& input) const {
   take(outputs[2].get(), ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, output.labels);
   take(outputs[3].get(), ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, count);
   output.count = count.at(0);
+  const auto rows = static_cast<std::size_t>(output.rows);
+  if (output.count < 0 || output.count > output.rows || output.scores.size() != rows || output.labels.size() != rows ||
+      output.boxes.size() != 4 * rows) {
+    throw std::runtime_error("the model's outputs do not fit each other");
+  }
   if (state_->makes_rle) {
     take(outputs[4].get(), ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32, output.rle_counts);
     take(outputs[5].get(), ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, output.rle_offsets);
+    const auto& offsets = output.rle_offsets;
+    if (offsets.size() != rows + 1 || offsets.front() != 0 || !std::is_sorted(offsets.begin(), offsets.end()) ||
+        offsets.back() != static_cast<std::int64_t>(output.rle_counts.size())) {
+      throw std::runtime_error("the model's run lengths do not fit their offsets");
+    }
   } else if (outputs.size() > 4) {
     output.param_count = take(outputs[4].get(), ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, output.mask_params).at(2);
     const auto shape = take(outputs[5].get(), ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, output.mask_features);

@@ -323,6 +323,8 @@ def test_a_file_that_differs_is_not_put_in_place(tmp_path: Path, monkeypatch: py
         ({"precision": "int8"}, "precision='int8' and calibration (a folder of pictures) need each other"),
         ({"calibration": "."}, "precision='int8' and calibration (a folder of pictures) need each other"),
         ({"masks": "rle", "profile": "standard"}, "masks='rle' needs the profile fused, got 'standard'"),
+        ({"precision": "int8", "calibration": ".", "masks": "rle"}, "goes with masks='none' and opset 19 only"),
+        ({"precision": "int8", "calibration": ".", "opset": 18}, "goes with masks='none' and opset 19 only"),
         ({"masks": "png"}, "masks must be one of none, rle; got 'png'"),
         ({"opset": 18, "profile": "standard"}, "opset must be 18 (not for the profile standard) or 19, got 18"),
         ({"opset": 17}, "opset must be 18 (not for the profile standard) or 19, got 17"),

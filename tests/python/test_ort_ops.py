@@ -210,6 +210,9 @@ PADS = {"pads": [1, 1, 1, 1]}
         ("DeformConv", small(X=np.zeros((1, 5, 6, 7), "f")), PADS, "deform_conv2d: "),
         ("DeformConv", small(), {}, "offset must be"),
         ("DeformConv", small(), {**PADS, "offset_group": 2}, "attribute offset_group is 2"),
+        ("DeformConv", small(), {**PADS, "group": 1.0}, "attribute group must be an integer"),
+        ("DeformConv", small(), {"pads": 1}, "attribute pads must be a list of integers"),
+        ("DeformConv", small(), {**PADS, "activation": 1}, "attribute activation must be a text"),
         ("DeformConv", small(), {**PADS, "kernel_shape": [1, 3]}, "attribute kernel_shape is not that of the weight"),
         ("DeformConv", small(), {"pads": [1, 1, 0, 1]}, "pads must be 4 values, the same at the begin and the end"),
         ("DeformConv", small(), {**PADS, "strides": [1]}, "strides must have 2 values, got 1"),
@@ -242,6 +245,12 @@ def test_bad_input_is_a_clear_status(operator: str, inputs: Any, attributes: Any
     constants = ["W"] if operator == "DeformConv" else []
     with pytest.raises(Exception, match=re.escape(message)):
         run(operator, inputs, constants, **attributes)
+
+
+def test_a_threshold_may_be_written_as_an_integer() -> None:
+    heatmap = {"h": np.full((1, 1, 2, 2), 3.0, "f")}  # a score of 0.95
+    assert run("DecodeCenters", heatmap, score_threshold=1)[3] == 0
+    assert run("DecodeCenters", heatmap, score_threshold=0)[3] > 0
 
 
 def test_a_wrong_type_is_refused_when_the_model_is_loaded() -> None:

@@ -127,19 +127,42 @@ bool worked(const Api& api, Status* status) {
 
 }  // namespace
 
+// An attribute that is there, but of another type, must not pass for one that is not there.
+void NodeInfo::refuse_other_types(const char* name, const char* expected) const {
+  std::int64_t integer = 0;
+  float number = 0;
+  std::size_t size = 0;
+  if (worked(api_, api_.KernelInfoGetAttribute_int64(info_, name, &integer)) ||
+      worked(api_, api_.KernelInfoGetAttribute_float(info_, name, &number)) ||
+      worked(api_, api_.KernelInfoGetAttribute_string(info_, name, nullptr, &size)) ||
+      (worked(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size)) && size > 0)) {
+    fail(ErrorKind::kType, "attribute ", name, " must be ", expected);
+  }
+}
+
 std::int64_t NodeInfo::integer(const char* name, std::int64_t otherwise) const {
   std::int64_t value = 0;
-  return worked(api_, api_.KernelInfoGetAttribute_int64(info_, name, &value)) ? value : otherwise;
+  if (worked(api_, api_.KernelInfoGetAttribute_int64(info_, name, &value))) return value;
+  refuse_other_types(name, "an integer");
+  return otherwise;
 }
 
 float NodeInfo::number(const char* name, float otherwise) const {
   float value = 0;
-  return worked(api_, api_.KernelInfoGetAttribute_float(info_, name, &value)) ? value : otherwise;
+  if (worked(api_, api_.KernelInfoGetAttribute_float(info_, name, &value))) return value;
+  // Python's onnx.helper writes 0 and 1 as integers.
+  std::int64_t whole = 0;
+  if (worked(api_, api_.KernelInfoGetAttribute_int64(info_, name, &whole))) return static_cast<float>(whole);
+  refuse_other_types(name, "a number");
+  return otherwise;
 }
 
 std::string NodeInfo::text(const char* name, const char* otherwise) const {
   std::size_t size = 0;  // with the final zero
-  if (!worked(api_, api_.KernelInfoGetAttribute_string(info_, name, nullptr, &size)) || size == 0) return otherwise;
+  if (!worked(api_, api_.KernelInfoGetAttribute_string(info_, name, nullptr, &size)) || size == 0) {
+    if (size == 0) refuse_other_types(name, "a text");
+    return otherwise;
+  }
   std::string value(size, '\0');
   if (!worked(api_, api_.KernelInfoGetAttribute_string(info_, name, value.data(), &size))) return otherwise;
   value.resize(size - 1);
@@ -148,7 +171,11 @@ std::string NodeInfo::text(const char* name, const char* otherwise) const {
 
 std::vector<std::int64_t> NodeInfo::integers(const char* name) const {
   std::size_t size = 0;
-  if (!worked(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size))) return {};
+  // Of one number the runtime says that it is an empty list.
+  if (!worked(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size)) || size == 0) {
+    refuse_other_types(name, "a list of integers");
+    return {};
+  }
   std::vector<std::int64_t> values(size);
   if (!worked(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, values.data(), &size))) return {};
   return values;

@@ -22,7 +22,7 @@ class NodeInfo {
  public:
   NodeInfo(const Api& api, const KernelInfo* info) : api_(api), info_(info) {}
 
-  // Attributes; the default where the node has none of that name.
+  // Attributes; the default where the node has none of that name. Throws Error(kType) where it is of another type.
   std::int64_t integer(const char* name, std::int64_t otherwise) const;
   float number(const char* name, float otherwise) const;
   std::string text(const char* name, const char* otherwise) const;
@@ -32,6 +32,8 @@ class NodeInfo {
   TensorView constant_input(std::size_t index) const;
 
  private:
+  void refuse_other_types(const char* name, const char* expected) const;
+
   const Api& api_;
   const KernelInfo* info_;
 };

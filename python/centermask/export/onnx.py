@@ -82,7 +82,7 @@ def export(
             float32. `int8`: convolutions in 8 bits (QDQ), with scales from the pictures of `calibration`; deformable
             convolutions, decoding and sparse heads stay float32.
         masks: `rle` (profile `fused` alone): finished masks as run lengths among the outputs; such a file needs our
-            library.
+            library. What the masks are made from is verified, the run lengths are not compared.
         size: Side of the input in pixels, a multiple of 32: pictures are scaled into such a square. None leaves height
             and width dynamic. The batch is always dynamic.
         opset: Of ONNX, 18 or 19; None takes what the profile needs. 18 is for ONNX Runtime 1.15, which lacks parts of
@@ -180,6 +180,9 @@ def _check_settings(
         raise ValueError(f"export: opset must be 18 (not for the profile standard) or 19, got {opset}")
     if (precision == "int8") != (calibration is not None):
         raise ValueError("export: precision='int8' and calibration (a folder of pictures) need each other")
+    if precision == "int8" and (masks == "rle" or opset == 18):
+        # The quantizer runs the graph by the definitions of our operators, and these have none.
+        raise ValueError("export: precision='int8' goes with masks='none' and opset 19 only")
 
 
 def _serialized(proto: onnx.ModelProto, info: ModelInfo) -> bytes:

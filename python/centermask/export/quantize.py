@@ -66,6 +66,12 @@ def quantize(model: onnx.ModelProto, folder: str | os.PathLike[str], preprocess:
                 calibrate_method=CalibrationMethod.MinMax,
                 extra_options={"ActivationSymmetric": False},
             )
+        except Exception as error:  # the runtime's exceptions share no base class of their own
+            if "NOT_IMPLEMENTED" not in str(error):
+                raise
+            raise ValueError(
+                "export: int8 of a model with deformable convolutions needs onnxruntime >= 1.25"
+            ) from error
         finally:
             logger.setLevel(level)
         quantized = onnx.load(target)
@@ -81,8 +87,8 @@ def _pictures(folder: str | os.PathLike[str]) -> list[Path]:
     found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not found:
         raise ValueError(f"export: calibration folder {os.fspath(folder)} has no pictures")
-    step = max(1, len(found) // MOST_PICTURES)
-    return found[::step][:MOST_PICTURES]
+    count = min(len(found), MOST_PICTURES)
+    return [found[i * len(found) // count] for i in range(count)]
 
 
 class _Reader:

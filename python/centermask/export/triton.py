@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ is not enough: ONNX Runtime wants operators registered. On a GPU, use a library 
 without computes these operators on the CPU, and the runtime copies to and fro."""
 
 _WITHOUT_LIBRARY = (
-    "The model needs no operators but ONNX's own: a server with ONNX Runtime 1.25 or newer runs `{profile}`."
+    "The model needs no operators but ONNX's own: a server with ONNX Runtime {runtime} or newer runs `{profile}`."
 )
 
 
@@ -97,8 +96,9 @@ def write_repository(
         raise ValueError(f"triton: name must be that of a folder, got {name!r}")
     if not mount.startswith("/"):
         raise ValueError(f"triton: mount must be an absolute path, got {mount!r}")
+    serialized = path.read_bytes()
     try:
-        proto = onnx.load(str(path))
+        proto = onnx.load_from_string(serialized)
     except Exception as error:  # protobuf's exceptions share no base class of their own
         raise ModelFileError(f"{path}: not an ONNX model (cannot be parsed)") from error
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
@@ -107,15 +107,17 @@ def write_repository(
     place = Path(folder) / name
     (place / "1").mkdir(parents=True, exist_ok=True)
     operators = None
-    says = _WITHOUT_LIBRARY.format(profile=info.profile)
+    runtime = "1.25" if info.profile == "standard" else "1.16"
+    says = _WITHOUT_LIBRARY.format(profile=info.profile, runtime=runtime)
     if info.profile == "fused":
         source = ort.library_path() if library is None else Path(library)
         if not source.is_file():
             raise FileNotFoundError(f"{source}: no such operator library")
-        shutil.copyfile(source, place / ort.LIBRARY)
+        # Never written over in place: a server that runs has the old file mapped.
+        write_atomically(place / ort.LIBRARY, source.read_bytes())
         operators = f"{mount.rstrip('/')}/{name}/{ort.LIBRARY}"
         says = _WITH_LIBRARY.format(name=name, library=ort.LIBRARY, machine=os.uname().machine)
-    shutil.copyfile(path, place / "1" / "model.onnx")
+    write_atomically(place / "1" / "model.onnx", serialized)
     write_atomically(place / "config.pbtxt", config(proto, info, name, operators).encode())
     readme = _README.format(name=name, version=__version__, mount=mount, library=says)
     write_atomically(Path(folder) / "README.md", readme.encode())
