@@ -136,7 +136,7 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         path.write_bytes(model_path("default").read_bytes())
         return Report()
 
-    monkeypatch.setattr("centermask.export.onnx.export", export)
+    monkeypatch.setattr("centermask.export.command.export", export)
     arguments = ["export", "best.pt", str(tmp_path / "mine.onnx"), "--triton", str(tmp_path / "repository")]
     assert cli.main(arguments) == 0
     assert (tmp_path / "repository" / "mine" / "1" / "model.onnx").is_file()
