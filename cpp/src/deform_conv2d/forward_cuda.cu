@@ -130,11 +130,11 @@ void launch_ring(const Plan& plan, const dim3& grid, const CudaStream& stream) {
   } else {
     launched = launch_ring_if<Type, 128, 64, 8, 1, 3, 2>(plan, grid, stream) ||
                launch_ring_if<Type, 128, 128, 16, 1, 3, 1>(plan, grid, stream) ||
-               launch_ring_if<Type, 64, 256, 8, 2, 4, 1>(plan, grid, stream) ||
                launch_ring_if<Type, 128, 256, 8, 2, 3, 1>(plan, grid, stream);
 #if defined(CENTERMASK_TUNING)
     if constexpr (std::is_same<Type, MmaFloat16>::value) {
       launched = launched || launch_ring_if<Type, 128, 64, 8, 1, 2, 2>(plan, grid, stream) ||
+                 launch_ring_if<Type, 64, 256, 8, 2, 4, 1>(plan, grid, stream) ||
                  launch_ring_if<Type, 64, 64, 8, 1, 3, 2>(plan, grid, stream) ||
                  launch_ring_if<Type, 64, 64, 4, 1, 3, 3>(plan, grid, stream) ||
                  launch_ring_if<Type, 128, 64, 16, 1, 4, 1>(plan, grid, stream) ||

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/pipeline.h"
+#include "deform_conv2d/forward_parts.cuh"
 #include "deform_conv2d/forward_wgmma.cuh"
 
 namespace centermask::deform_forward {
@@ -109,42 +110,6 @@ __device__ __forceinline__ void multiply_step(Type type, float (&sums)[kTiles][4
   }
 }
 
-// Two blocks share a tile's K. Leaves a block's sums for the other one; the last of the two gets both added up, and
-// true. (The sum of two numbers does not depend on their order.)
-template <int kTilesN, int kTilesM, int kThreads>
-__device__ __forceinline__ bool add_parts(const Arguments& a, int* arrived_before, float (&sums)[kTilesN][kTilesM][4]) {
-  const int thread = static_cast<int>(threadIdx.x);
-  constexpr int kSlots = kTilesN * kTilesM, kAtOnce = 4;  // of a thread
-  float4* const slots =
-      reinterpret_cast<float4*>(a.partial) + static_cast<std::int64_t>(blockIdx.x) * (2 * kSlots * kThreads) + thread;
-  float4* const mine = slots + blockIdx.y * (kSlots * kThreads);
-  const float4* const other = slots + (1 - blockIdx.y) * (kSlots * kThreads);
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    const float (&sum)[4] = sums[i / kTilesM][i % kTilesM];
-    mine[i * kThreads] = make_float4(sum[0], sum[1], sum[2], sum[3]);
-  }
-  __threadfence();
-  FirstThreads<kThreads>::wait();
-  if (thread == 0) *arrived_before = atomicAdd(a.counters + blockIdx.x, 1);
-  FirstThreads<kThreads>::wait();
-  if (*arrived_before == 0) return false;
-  __threadfence();
-#pragma unroll
-  for (int first = 0; first < kSlots; first += kAtOnce) {
-    if (first > 0) FirstThreads<kThreads>::wait();  // the compiler would begin with all loads, and has no registers
-    float4 parts[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) parts[i] = __ldcg(other + (first + i) * kThreads);
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      float (&sum)[4] = sums[(first + i) / kTilesM][(first + i) % kTilesM];
-      sum[0] += parts[i].x, sum[1] += parts[i].y, sum[2] += parts[i].z, sum[3] += parts[i].w;
-    }
-  }
-  return true;
-}
-
 template <class Type, int kM, int kN, int kWarps, int kGroups, int kStages, int kBlocks>
 __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBlocks>::kThreads, kBlocks)
     forward_ring(const Arguments a) {
@@ -155,13 +120,13 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
   constexpr int kABytes = kAPart * Shape::kParts, kBBytes = kBPart * Shape::kParts, kStageBytes = kABytes + kBBytes;
   constexpr int kTilesM = kM / 8;
   constexpr TileConfig kTile = {kM, kN, kWarps, 4 * kGroups, kBlocks, kStages};
-  static_assert(16 * kStages + 16 <= kRingBarrierBytes, "the barriers fit");
+  static_assert(16 * kStages + 4 * kPieces <= kRingBarrierBytes, "the barriers and the counts fit");
 
   CENTERMASK_DYNAMIC_SHARED(unaligned);
   unsigned char* const memory = cuda::align_for_swizzle(unaligned);  // stages, each samples and weights
   cuda::Mbarrier* const full = reinterpret_cast<cuda::Mbarrier*>(memory + kStages * kStageBytes);
   cuda::Mbarrier* const empty = full + kStages;
-  int* const arrived_before = reinterpret_cast<int*>(empty + kStages);
+  int* const counts = reinterpret_cast<int*>(empty + kStages);
   const RingPlaces places(memory + kStages * kStageBytes + kRingBarrierBytes, a.table_taps, kM);
 
   const int thread = static_cast<int>(threadIdx.x);
@@ -249,12 +214,18 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
       write_partial<kM, kN, 1, 4 * kGroups, true>(a, Work(a, cuda::computed_here(blockIdx.x)), 0, warp_n, sums);
       return;
     }
-    if constexpr (adds_parts(kN, Type::kApart)) {
-      if (a.splits > 1 && !add_parts<kTilesN, kTilesM, kMultiplying>(a, arrived_before, sums)) return;
+    unsigned pieces = kAllPieces;
+    if (a.splits > 1) {
+      const std::int64_t block = cuda::computed_here(blockIdx.x);
+      pieces = add_parts<kMultiplying, kStages * kStageBytes, FirstThreads<kMultiplying>>(
+          reinterpret_cast<float4*>(a.partial) + block * a.splits * (kM * kN / 4), a.counters + block * kPieces,
+          a.splits, static_cast<int>(cuda::computed_here(blockIdx.y)),
+          static_cast<int>(cuda::computed_here(threadIdx.x)), counts, memory, sums);
+      if (pieces == 0) return;
     }
     const Work done(a, cuda::computed_here(blockIdx.x));
     write_tile<V, kM, kN, 1, 4 * kGroups, kStages * kStageBytes, true, FirstThreads<kMultiplying>>(
-        a, kTile, done.tile, done.group, done.out_block, memory, 0, warp_n, sums);
+        a, kTile, done.tile, done.group, done.out_block, memory, 0, warp_n, sums, pieces);
   } else {
     if constexpr (Shape::kShift) cuda::give_registers<Shape::kForSamples>();
     const int sampler = thread - kMultiplying;
