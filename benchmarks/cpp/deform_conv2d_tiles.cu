@@ -226,6 +226,7 @@ std::vector<Configuration> configurations(const Shape& s) {
   add("wgmma").ring = false;
   add("ring");
   add("ring, kernels in turn").early = false;
+  add("ring, packing early").early_packing = true;
   if (s.side <= 16) add("ring, parts added afterwards").adds = false;
   const int wide = s.out > 128 ? 2 : s.out > 64 ? 1 : 0;
   if (wide == 2) {

@@ -112,7 +112,7 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
                const TensorView& bias, const DeformConv2dParams& params, const Tuning& tuning) {
   Plan plan;
   plan.study = tuning.study, plan.kernels = tuning.kernels;
-  plan.early = tuning.early;
+  plan.early = tuning.early, plan.early_packing = tuning.early_packing;
   plan.shape = deform_conv2d_shape(x, weight, offset, mask, bias, params);
   const DeformConv2dShape& s = plan.shape;
   if (x.device.type != DeviceType::kCuda) fail(ErrorKind::kValue, kOp, ": x must be on a CUDA device");

@@ -96,6 +96,7 @@ struct Tuning {
   bool wgmma = true;                  // where it can be had
   bool ring = true;                   // likewise; otherwise every warp samples and multiplies
   bool early = true;                  // kernels may begin before those before them have ended
+  bool early_packing = false;         // so may the first, before a kernel that is not of the call
   bool adds = true;                   // kRing adds up a few parts by itself
   Study study = Study::kNone;
   int kernels = kPrepare | kProduct | kSum;  // those to launch
@@ -109,7 +110,7 @@ struct Plan {
   bool full_precision = false;  // float32 that is not to be rounded to tf32
   Study study = Study::kNone;
   int kernels = kPrepare | kProduct | kSum;
-  bool early = true;
+  bool early = true, early_packing = false;
   Arguments arguments{};  // without the pointers
   std::int64_t shared_bytes = 0;
   // Parts of the workspace, 0 bytes where they are not needed.
