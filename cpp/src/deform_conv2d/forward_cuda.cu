@@ -67,17 +67,16 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
                          whole(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(weight.data)))
                      ? 1
                      : 0;
-  const bool channels_last = p.channels_inside != 0 && whole(weight.stride[0] * item) &&
-                             whole(weight.stride[2] * item) && whole(weight.stride[3] * item) &&
-                             whole(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(weight.data)));
+  const bool taps_in_turn = p.channels_inside != 0 && weight.stride[2] == a.kernel_w * weight.stride[3] &&
+                            whole(weight.stride[0] * item) && whole(weight.stride[3] * item) &&
+                            whole(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(weight.data)));
+  const std::int64_t group_blocks = static_cast<std::int64_t>(a.groups) * a.out_blocks;
   if (plan.kernel == Kernel::kRing && a.taps == kTurnTaps && whole(a.segment_channels * item) &&
-      (p.whole_rows != 0 || channels_last)) {
-    const std::int64_t warps =
-        static_cast<std::int64_t>(a.groups) * a.out_blocks * a.chunks * (plan.tile.channels / kTurnRows);
-    if (warps <= kMaxInt) {
-      return cuda::launch_early(kOp, plan.early_packing, turn_weights<V>, dim3(static_cast<unsigned>(warps), 1, 1),
-                                dim3(kTurnThreads, 1, 1), 0, stream, p);
-    }
+      (p.whole_rows != 0 || taps_in_turn) && group_blocks <= 65535 && a.chunks <= 65535) {
+    return cuda::launch_early(kOp, plan.early_packing, taps_in_turn ? turn_weights<V, true> : turn_weights<V, false>,
+                              dim3(static_cast<unsigned>(p.columns / kTurnRows), static_cast<unsigned>(a.chunks),
+                                   static_cast<unsigned>(group_blocks)),
+                              dim3(kTurnThreads, 1, 1), 0, stream, p);
   }
   // Few blocks would wait long for their loads, so that then each has a few taps only.
   p.taps_at_once = blocks >= 256 ? kPackTaps : blocks >= 64 || p.whole_rows != 0 ? 3 : 1;
