@@ -218,9 +218,9 @@ std::vector<Configuration> configurations(const Shape& s) {
     list.push_back({name, {}, true});
     return list.back().tuning;
   };
-  const auto tile = [&](const char* name, TileConfig config, int splits) {
+  const auto tile = [&](const char* name, TileConfig config, int splits, Study study = Study::kNone) {
     Tuning& t = add(name);
-    t.tile = config, t.splits = splits;
+    t.tile = config, t.splits = splits, t.study = study;
   };
   add("mma.sync").wgmma = false;
   add("wgmma").ring = false;
@@ -233,20 +233,29 @@ std::vector<Configuration> configurations(const Shape& s) {
     tile("ring", {128, 256, 8, 8, 1, 3}, 0);
     tile("ring", {64, 256, 8, 8, 1, 4}, 2);
     tile("ring", {128, 128, 16, 4, 1, 3}, 2);
+    tile("ring", {128, 256, 4, 8, 1, 3}, 0);
+    tile("late fence", {128, 256, 4, 8, 1, 3}, 0, Study::kLateFence);
   } else if (wide == 1) {
     tile("ring", {128, 128, 8, 8, 1, 4}, 0);
     tile("ring", {64, 128, 8, 4, 2, 3}, 1);
+    tile("ring", {128, 128, 8, 4, 1, 3}, 0);
+    tile("late fence", {128, 128, 8, 4, 1, 3}, 0, Study::kLateFence);
+    tile("late fence", {128, 128, 8, 8, 1, 4}, 0, Study::kLateFence);
   } else {
     tile("ring", {128, 64, 8, 4, 2, 2}, 0);
     tile("ring", {128, 64, 16, 4, 1, 4}, 0);
     tile("ring", {64, 64, 8, 4, 2, 3}, 0);
     tile("ring", {64, 64, 4, 4, 3, 3}, 0);
+    tile("ring", {128, 64, 4, 4, 2, 3}, 0);
+    tile("late fence", {128, 64, 4, 4, 2, 3}, 0, Study::kLateFence);
   }
   add("runs of positions").patches = 0;
   add("half blend").study = Study::kHalfBlend;
   add("no blend").study = Study::kNoBlend;
   add("no gather").study = Study::kNoGather;
   add("no product").study = Study::kNoProduct;
+  add("no fence").study = Study::kNoFence;
+  add("late fence").study = Study::kLateFence;
   add("packing alone").kernels = deform_forward::kPrepare;
   add("product alone").kernels = deform_forward::kProduct;
   list.push_back({"ring", {}, false});

@@ -178,6 +178,7 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
     int stage = 0, phase = 0;
     for (int step = 0; step < steps; ++step) {
       cuda::mbarrier_wait(full[stage], phase);
+      if constexpr (Type::kStudy == Study::kLateFence) cuda::publish_to_async();
       const unsigned char* const right = memory + stage * kStageBytes;
       const unsigned char* const left = right + kABytes + thread / 128 * 64 * kChunkBytes;
       if constexpr (Type::kApart) {
@@ -214,14 +215,14 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
       write_partial<kM, kN, 1, 4 * kGroups, true>(a, Work(a, cuda::computed_here(blockIdx.x)), 0, warp_n, sums);
       return;
     }
-    unsigned pieces = kAllPieces;
+    SomePieces pieces{~0u};
     if (a.splits > 1) {
       const std::int64_t block = cuda::computed_here(blockIdx.x);
-      pieces = add_parts<kMultiplying, kStages * kStageBytes, FirstThreads<kMultiplying>>(
+      pieces.bits = add_parts<kMultiplying, kStages * kStageBytes, FirstThreads<kMultiplying>>(
           reinterpret_cast<float4*>(a.partial) + block * a.splits * (kM * kN / 4), a.counters + block * kPieces,
           a.splits, static_cast<int>(cuda::computed_here(blockIdx.y)),
           static_cast<int>(cuda::computed_here(threadIdx.x)), counts, memory, sums);
-      if (pieces == 0) return;
+      if (pieces.bits == 0) return;
     }
     const Work done(a, cuda::computed_here(blockIdx.x));
     write_tile<V, kM, kN, 1, 4 * kGroups, kStages * kStageBytes, true, FirstThreads<kMultiplying>>(
@@ -287,7 +288,7 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
         const float4 four = cuda::load_shared(weights + i * kRowStep);
         write_sample<Type, kAPart>(Type(), neighbours[i % kSets], four, present_here, to + i * kRowStep * kChunkBytes);
       }
-      cuda::publish_to_async();
+      if constexpr (Type::kStudy != Study::kNoFence && Type::kStudy != Study::kLateFence) cuda::publish_to_async();
       __syncwarp();
       if (thread % 32 == 0) cuda::mbarrier_arrive(full[stage]);
       if (++stage == kStages) stage = 0, phase ^= 1;
