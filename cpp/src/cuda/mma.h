@@ -36,6 +36,16 @@ __device__ __forceinline__ unsigned computed_here(unsigned value) {
   return value;
 }
 
+__device__ __forceinline__ std::int64_t computed_here(std::int64_t value) {
+#if !defined(CENTERMASK_CUDA_EMULATED)
+  long long bits = value;
+  asm volatile("" : "+l"(bits));
+  return bits;
+#else
+  return value;
+#endif
+}
+
 #if defined(CENTERMASK_CUDA_EMULATED)
 
 namespace twin {
