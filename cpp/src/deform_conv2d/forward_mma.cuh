@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
   unsigned char* const weights = memory + 2 * kABytes;  // two stages
   const Places places(memory + 2 * (kABytes + kBBytes), a.table_taps, kM);
 
-  const int thread = static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.x % 32);
+  const int thread = static_cast<int>(threadIdx.x);
   const int warp = static_cast<int>(threadIdx.x / 32);
   const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM;
   const int split = static_cast<int>(blockIdx.y);
@@ -247,8 +247,12 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
     start_samples(more);
 
     float step_sums[kTilesN][kTilesM][4] = {};  // no registers unless kApart
-    const unsigned char* const left = weights + stage * kBBytes + warp_n * kTilesN * kOutBytes + lane * kVectorBytes;
-    const unsigned char* const right = samples + stage * kABytes + warp_m * kTilesM * kRowsBytes;
+    // Where registers are scarce these are found again in each step.
+    const int here = static_cast<int>(kHalvesAtOnce == 1 ? cuda::computed_here(threadIdx.x) : threadIdx.x);
+    const int lane = here % 32;
+    const unsigned char* const left =
+        weights + stage * kBBytes + here / 32 / kWarpsM * kTilesN * kOutBytes + lane * kVectorBytes;
+    const unsigned char* const right = samples + stage * kABytes + here / 32 % kWarpsM * kTilesM * kRowsBytes;
 #pragma unroll kHalvesAtOnce
     for (int half = 0; half < 2; ++half) {
       uint4 out[kTilesN][2];
