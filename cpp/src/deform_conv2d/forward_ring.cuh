@@ -36,25 +36,27 @@ struct FirstThreads {
   __device__ __forceinline__ static void wait() { cuda::barrier_of(1, kThreads); }
 };
 
-// The table of places for warps that do little but sample: nothing is left to be computed. The address of the first
-// neighbour, as two words, and how many bytes further the ones to its right and below it are, 0 where there is none.
-// Samples outside the image are read from zeros.
+// The table of places for warps that do little but sample: nothing is left to be computed. A place has the four
+// weights; and the address of the first neighbour, as two words, and how many bytes further the ones to its right and
+// below it are, 0 where there is none. Samples outside the image are read from zeros.
+struct RingPlace {
+  float4 weights;
+  uint4 where;
+};
 struct RingPlaces {
-  float4* weights;  // [tap][position]
-  uint4* where;
+  RingPlace* all;  // [tap][position]
 
-  __device__ __forceinline__ RingPlaces(unsigned char* memory, int table_taps, int positions)
-      : weights(reinterpret_cast<float4*>(memory)), where(reinterpret_cast<uint4*>(memory) + table_taps * positions) {}
   __device__ __forceinline__ void put(const Arguments& a, int entry, const float4& four, const int2& index) const {
     const bool inside = index.x >= 0;
     const std::uint64_t address =
         reinterpret_cast<std::uintptr_t>(inside ? static_cast<const uint4*>(a.x) + index.x : a.zeros);
-    weights[entry] = four;
-    where[entry] = make_uint4(static_cast<unsigned>(address), static_cast<unsigned>(address >> 32),
-                              inside && (index.y & 1) != 0 ? static_cast<unsigned>(a.x_pixel) * kVectorBytes : 0u,
-                              inside && (index.y & 2) != 0 ? static_cast<unsigned>(a.x_row) * kVectorBytes : 0u);
+    all[entry].weights = four;
+    all[entry].where = make_uint4(static_cast<unsigned>(address), static_cast<unsigned>(address >> 32),
+                                  inside && (index.y & 1) != 0 ? static_cast<unsigned>(a.x_pixel) * kVectorBytes : 0u,
+                                  inside && (index.y & 2) != 0 ? static_cast<unsigned>(a.x_row) * kVectorBytes : 0u);
   }
 };
+static_assert(sizeof(RingPlace) == kRingPlaceBytes, "what the plan counts");
 
 // `bytes`: of the vector in its pixel.
 __device__ __forceinline__ void gather(const uint4& where, unsigned bytes, Neighbours& n) {
@@ -74,16 +76,13 @@ __device__ __forceinline__ void write_sample(Type type, const Neighbours& n, con
   if constexpr (Type::kApart) {
     float values[Type::kElements];
     blend(type, n, weights, values);
-    if (!present) values[0] = values[1] = values[2] = values[3] = 0;
     unsigned high[4], low[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) Type::divide(bit_copy<unsigned>(values[i]), high[i], low[i]);
-    *reinterpret_cast<uint4*>(to) = make_uint4(high[0], high[1], high[2], high[3]);
-    *reinterpret_cast<uint4*>(to + kPart) = make_uint4(low[0], low[1], low[2], low[3]);
+    cuda::store_shared_or_zero(to, make_uint4(high[0], high[1], high[2], high[3]), present);
+    cuda::store_shared_or_zero(to + kPart, make_uint4(low[0], low[1], low[2], low[3]), present);
   } else {
-    uint4 value = sample(type, n, weights);
-    if (!present) value = make_uint4(0, 0, 0, 0);
-    *reinterpret_cast<uint4*>(to) = value;
+    cuda::store_shared_or_zero(to, sample(type, n, weights), present);
   }
 }
 
@@ -127,7 +126,7 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
   cuda::Mbarrier* const full = reinterpret_cast<cuda::Mbarrier*>(memory + kStages * kStageBytes);
   cuda::Mbarrier* const empty = full + kStages;
   int* const counts = reinterpret_cast<int*>(empty + kStages);
-  const RingPlaces places(memory + kStages * kStageBytes + kRingBarrierBytes, a.table_taps, kM);
+  const RingPlaces places{reinterpret_cast<RingPlace*>(memory + kStages * kStageBytes + kRingBarrierBytes)};
 
   const int thread = static_cast<int>(threadIdx.x);
   const Work work(a, blockIdx.x);
@@ -238,21 +237,29 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
 
     cuda::wait_for_kernel_before();
 
-    int chunk = first_step / a.taps, tap = first_step - chunk * a.taps;
-    unsigned bytes = 0;    // of the vector in its pixel
-    bool present = false;  // is there one, or has the segment ended?
-    int entry = 0;         // of the table
+    int tap = first_step % a.taps;
+    int vector = first_step / a.taps * kChunkVectors + my_vector;  // of the segment
+    const RingPlace* place = places.all + tap * kM + my_row;       // of the step's first sample
+    unsigned bytes = 0;                                            // of the vector in its pixel
+    bool present = false;                                          // is there one, or has the segment ended?
     const auto start = [&] {
-      const int vector = chunk * kChunkVectors + my_vector;
       present = vector < a.segment_vectors;
       bytes = static_cast<unsigned>(work.group * a.segment_vectors + min(vector, a.segment_vectors - 1)) * kVectorBytes;
-      entry = tap * kM + my_row;
+    };
+    const auto advance = [&] {
+      place += kM;
+      if (++tap == a.taps) {
+        tap = 0, place -= a.taps * kM;
+        vector += kChunkVectors;
+        if (vector >= a.chunks * kChunkVectors) vector -= a.chunks * kChunkVectors;
+      }
+      start();
     };
     // While a sample is blended the loads of the next ones are under way, also from one step to the next, and the place
     // of the one after these has been read.
     Neighbours neighbours[kSets];
     uint4 where = make_uint4(0, 0, 0, 0);
-    const auto read_place = [&](int i) { where = cuda::load_shared(places.where + entry + i * kRowStep); };
+    const auto read_place = [&](int i) { where = cuda::load_shared(&place[i * kRowStep].where); };
     const auto gather_into = [&](int set) {
       if constexpr (Type::kStudy == Study::kNoGather) {
         const std::uint64_t zeros = reinterpret_cast<std::uintptr_t>(a.zeros);
@@ -270,22 +277,21 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
     int stage = 0, phase = 1;  // `empty` begins as if a phase before the first had ended
     for (int steps_left = steps; steps_left > 0; --steps_left) {
       unsigned char* const to = my_samples + stage * kStageBytes;
-      const float4* const weights = places.weights + entry;
+      const RingPlace* const place_here = place;
       const bool present_here = present;
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int ahead = i + kSets - 1;
         gather_into(ahead % kSets);
         if (ahead == kItems - 1) {  // After the last step the first sample of some step is gathered once more.
-          if (++tap == a.taps) tap = 0, chunk = chunk + 1 < a.chunks ? chunk + 1 : 0;
-          start();
+          advance();
         }
         read_place((ahead + 1) % kItems);
         if (i == 0) cuda::mbarrier_wait(empty[stage], phase);
         // The compiler would rather blend first, to save registers, and then wait for the loads: it moves none across
         // this, and what is read after it is needed for the blend.
         __syncwarp();
-        const float4 four = cuda::load_shared(weights + i * kRowStep);
+        const float4 four = cuda::load_shared(&place_here[i * kRowStep].weights);
         write_sample<Type, kAPart>(Type(), neighbours[i % kSets], four, present_here, to + i * kRowStep * kChunkBytes);
       }
       if constexpr (Type::kStudy != Study::kNoFence && Type::kStudy != Study::kLateFence) cuda::publish_to_async();
