@@ -291,6 +291,10 @@ int main(int argc, char** argv) {
     old.tuning.wgmma = false;
     bench.run(old);
     bench.run({"ring", {}, true});
+    Configuration early{"ring, packing early", {}, true}, apart{"ring, parts added afterwards", {}, true};
+    early.tuning.early_packing = true, apart.tuning.adds = false;
+    bench.run(early);
+    if (s.side <= 16) bench.run(apart);
     other.tuning.tile = {128, 64, 16, 4, 1, 3};
     if (s.out <= 64) bench.run(other);
     bench.run({"ring", {}, false});
