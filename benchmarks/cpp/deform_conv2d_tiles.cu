@@ -218,33 +218,44 @@ std::vector<Configuration> configurations(const Shape& s) {
     list.push_back({name, {}, true});
     return list.back().tuning;
   };
-  const auto tile = [&](const char* name, TileConfig config, int splits) {
+  const auto tile = [&](const char* name, TileConfig config, int splits, Study study = Study::kNone) {
     Tuning& t = add(name);
-    t.tile = config, t.splits = splits;
+    t.tile = config, t.splits = splits, t.study = study;
   };
   add("mma.sync").wgmma = false;
   add("wgmma").ring = false;
   add("ring");
   add("ring, kernels in turn").early = false;
+  add("ring, packing early").early_packing = true;
+  if (s.side <= 16) add("ring, parts added afterwards").adds = false;
   const int wide = s.out > 128 ? 2 : s.out > 64 ? 1 : 0;
   if (wide == 2) {
     tile("ring", {128, 256, 8, 8, 1, 3}, 0);
     tile("ring", {64, 256, 8, 8, 1, 4}, 2);
     tile("ring", {128, 128, 16, 4, 1, 3}, 2);
+    tile("ring", {128, 256, 4, 8, 1, 3}, 0);
+    tile("late fence", {128, 256, 4, 8, 1, 3}, 0, Study::kLateFence);
   } else if (wide == 1) {
     tile("ring", {128, 128, 8, 8, 1, 4}, 0);
     tile("ring", {64, 128, 8, 4, 2, 3}, 1);
+    tile("ring", {128, 128, 8, 4, 1, 3}, 0);
+    tile("late fence", {128, 128, 8, 4, 1, 3}, 0, Study::kLateFence);
+    tile("late fence", {128, 128, 8, 8, 1, 4}, 0, Study::kLateFence);
   } else {
     tile("ring", {128, 64, 8, 4, 2, 2}, 0);
     tile("ring", {128, 64, 16, 4, 1, 4}, 0);
     tile("ring", {64, 64, 8, 4, 2, 3}, 0);
     tile("ring", {64, 64, 4, 4, 3, 3}, 0);
+    tile("ring", {128, 64, 4, 4, 2, 3}, 0);
+    tile("late fence", {128, 64, 4, 4, 2, 3}, 0, Study::kLateFence);
   }
   add("runs of positions").patches = 0;
   add("half blend").study = Study::kHalfBlend;
   add("no blend").study = Study::kNoBlend;
   add("no gather").study = Study::kNoGather;
   add("no product").study = Study::kNoProduct;
+  add("no fence").study = Study::kNoFence;
+  add("late fence").study = Study::kLateFence;
   add("packing alone").kernels = deform_forward::kPrepare;
   add("product alone").kernels = deform_forward::kProduct;
   list.push_back({"ring", {}, false});
@@ -280,6 +291,10 @@ int main(int argc, char** argv) {
     old.tuning.wgmma = false;
     bench.run(old);
     bench.run({"ring", {}, true});
+    Configuration early{"ring, packing early", {}, true}, apart{"ring, parts added afterwards", {}, true};
+    early.tuning.early_packing = true, apart.tuning.adds = false;
+    bench.run(early);
+    if (s.side <= 16) bench.run(apart);
     other.tuning.tile = {128, 64, 16, 4, 1, 3};
     if (s.out <= 64) bench.run(other);
     bench.run({"ring", {}, false});

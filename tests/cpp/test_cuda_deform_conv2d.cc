@@ -216,6 +216,7 @@ void test_against_cpu() {
       {1, 16, 10, 12, 300, 2, 2, 1, 0, 1, 1, 1},  // two blocks of out channels
       {1, 64, 16, 16, 24, 3, 3, 1, 1, 1, 1, 1},   // on sm_90, in float32: two blocks share K and add up their sums
       {1, 128, 8, 16, 256, 3, 3, 1, 1, 1, 1, 1},  // the same in half precision
+      {1, 32, 8, 16, 144, 3, 3, 1, 1, 1, 2, 1},   // weights of groups, in whole vectors
       {0, 8, 4, 5, 8, 3, 3, 1, 1, 1, 1, 1},
   };
   const Variant variants[] = {

@@ -36,6 +36,16 @@ __device__ __forceinline__ unsigned computed_here(unsigned value) {
   return value;
 }
 
+__device__ __forceinline__ std::int64_t computed_here(std::int64_t value) {
+#if !defined(CENTERMASK_CUDA_EMULATED)
+  long long bits = value;
+  asm volatile("" : "+l"(bits));
+  return bits;
+#else
+  return value;
+#endif
+}
+
 #if defined(CENTERMASK_CUDA_EMULATED)
 
 namespace twin {
@@ -125,6 +135,9 @@ inline void ldmatrix_x4_trans(std::uint32_t (&r)[4], const void* row) {
 inline float4 load_shared(const float4* shared) { return *shared; }
 inline uint4 load_shared(const uint4* shared) { return *shared; }
 inline uint4 load_global(const void* global) { return *static_cast<const uint4*>(global); }
+inline void store_shared_or_zero(void* shared, const uint4& value, bool present) {
+  *static_cast<uint4*>(shared) = present ? value : make_uint4(0, 0, 0, 0);
+}
 
 inline void cp_async_16(void* shared, const void* global) { std::memcpy(shared, global, 16); }
 inline void cp_async_16_or_zero(void* shared, const void* global, bool present) {
@@ -233,6 +246,15 @@ __device__ __forceinline__ uint4 load_shared(const uint4* shared) {
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                : "r"(shared_address(shared)));
   return value;
+}
+
+// One store, or another one of zeros, where the compiler would choose word by word.
+__device__ __forceinline__ void store_shared_or_zero(void* shared, const uint4& value, bool present) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n@p st.shared.v4.u32 [%0], {%1, %2, %3, %4};\n"
+      "@!p st.shared.v4.u32 [%0], {%6, %6, %6, %6};\n}\n" ::"r"(shared_address(shared)),
+      "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(present ? 1 : 0), "r"(0)
+      : "memory");
 }
 
 // 16 aligned bytes of global memory; unlike __ldg, never moved across a barrier.

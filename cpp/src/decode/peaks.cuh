@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/mma.h"
 #include "cuda/runtime.h"
 
 namespace centermask::decode {
@@ -98,6 +99,7 @@ __device__ inline void load_row(const T* cells, std::int64_t step, std::uint32_t
       for (int i = 0; i < kSide; ++i) row[i + 1] = to_float(four.value[i]);
     }
   } else {
+    step = cuda::computed_here(step);  // its multiples, that is: kept from row to row they are too many registers
 #pragma unroll
     for (int i = 0; i < kSide; ++i) {
       row[i + 1] = inside && x + static_cast<std::uint32_t>(i) < width ? to_float(cells[i * step]) : absent;

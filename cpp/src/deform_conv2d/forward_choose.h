@@ -26,7 +26,6 @@ constexpr TileConfig kSimtWide = {128, 128, 0, 0, 0, 0}, kSimtNarrow = {64, 64, 
 constexpr TileConfig kWgmmaWide = {128, 256, 1, 16, 1, 0}, kWgmmaMiddle = {128, 128, 2, 8, 1, 0};
 constexpr TileConfig kWgmmaNarrow = {128, 64, 2, 4, 2, 0};
 constexpr TileConfig kRingWide = {128, 256, 8, 8, 1, 3}, kRingMiddle = {128, 128, 16, 4, 1, 3};
-constexpr TileConfig kRingWideSmall = {64, 256, 8, 8, 1, 4};
 constexpr TileConfig kRingNarrow = {128, 64, 8, 4, 2, 3};
 constexpr TileConfig kRingMiddleFull = {128, 128, 8, 8, 1, 2}, kRingNarrowFull = {128, 64, 8, 4, 1, 3};  // in two parts
 
@@ -98,8 +97,9 @@ void plan_tiles(Plan& plan, int multiprocessors, std::int64_t shared_limit, cons
   if (tuning.splits > 0) splits = tuning.splits < a.steps ? tuning.splits : a.steps;
   if (static_cast<std::int64_t>(a.groups) * a.out_blocks * tile.channels > 65535 * 32) splits = 1;  // the sum's grid
   a.splits = static_cast<std::int32_t>(splits < 1 ? 1 : splits);
-  if (plan.kernel == Kernel::kRing && a.splits == 2 && adds_parts(tile.channels, plan.full_precision)) {
-    plan.counter_bytes = 4 * blocks;
+  // More parts than kMostPartsAdded are read faster by a kernel that has the whole card for it.
+  if (plan.kernel == Kernel::kRing && a.splits > 1 && a.splits <= kMostPartsAdded && tuning.adds) {
+    plan.counter_bytes = static_cast<std::int64_t>(sizeof(std::int32_t)) * kPieces * blocks;
   }
   if (a.splits > 1) {
     plan.partial_bytes = a.splits * a.tiles * tile.positions * a.groups * a.out_blocks * tile.channels *
@@ -112,7 +112,7 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
                const TensorView& bias, const DeformConv2dParams& params, const Tuning& tuning) {
   Plan plan;
   plan.study = tuning.study, plan.kernels = tuning.kernels;
-  plan.early = tuning.early;
+  plan.early = tuning.early, plan.early_packing = tuning.early_packing;
   plan.shape = deform_conv2d_shape(x, weight, offset, mask, bias, params);
   const DeformConv2dShape& s = plan.shape;
   if (x.device.type != DeviceType::kCuda) fail(ErrorKind::kValue, kOp, ": x must be on a CUDA device");
@@ -185,9 +185,6 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
       plan.tile = a.group_out <= 64 ? kRingNarrowFull : kRingMiddleFull;
     } else {
       plan.tile = a.group_out <= 64 ? kRingNarrow : a.group_out <= 128 ? kRingMiddle : kRingWide;
-      // Two blocks for a tile are less work afterwards than four; but each reads all weights of its part of K.
-      const std::int64_t blocks = divide_up(a.positions, 128) * a.groups * divide_up(a.group_out, 256);
-      if (a.group_out > 128 && blocks * 4 <= multiprocessors && a.steps <= 144) plan.tile = kRingWideSmall;
     }
   } else if (plan.kernel == Kernel::kWgmma) {
     plan.tile = a.group_out <= 64 ? kWgmmaNarrow : a.group_out <= 128 ? kWgmmaMiddle : kWgmmaWide;

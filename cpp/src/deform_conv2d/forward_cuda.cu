@@ -67,6 +67,17 @@ void pack(const Plan& plan, const TensorView& weight, void* to, const CudaStream
                          whole(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(weight.data)))
                      ? 1
                      : 0;
+  const bool taps_in_turn = p.channels_inside != 0 && weight.stride[2] == a.kernel_w * weight.stride[3] &&
+                            whole(weight.stride[0] * item) && whole(weight.stride[3] * item) &&
+                            whole(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(weight.data)));
+  const std::int64_t group_blocks = static_cast<std::int64_t>(a.groups) * a.out_blocks;
+  if (plan.kernel == Kernel::kRing && a.taps == kTurnTaps && whole(a.segment_channels * item) &&
+      (p.whole_rows != 0 || taps_in_turn) && group_blocks <= 65535 && a.chunks <= 65535) {
+    return cuda::launch_early(kOp, plan.early_packing, taps_in_turn ? turn_weights<V, true> : turn_weights<V, false>,
+                              dim3(static_cast<unsigned>(p.columns / kTurnRows), static_cast<unsigned>(a.chunks),
+                                   static_cast<unsigned>(group_blocks)),
+                              dim3(kTurnThreads, 1, 1), 0, stream, p);
+  }
   // Few blocks would wait long for their loads, so that then each has a few taps only.
   p.taps_at_once = blocks >= 256 ? kPackTaps : blocks >= 64 || p.whole_rows != 0 ? 3 : 1;
   const std::int64_t parts = divide_up(a.taps, p.taps_at_once);
@@ -130,14 +141,23 @@ void launch_ring(const Plan& plan, const dim3& grid, const CudaStream& stream) {
   } else {
     launched = launch_ring_if<Type, 128, 64, 8, 1, 3, 2>(plan, grid, stream) ||
                launch_ring_if<Type, 128, 128, 16, 1, 3, 1>(plan, grid, stream) ||
-               launch_ring_if<Type, 64, 256, 8, 2, 4, 1>(plan, grid, stream) ||
                launch_ring_if<Type, 128, 256, 8, 2, 3, 1>(plan, grid, stream);
 #if defined(CENTERMASK_TUNING)
+    if constexpr (Type::kStudy == Study::kLateFence) {
+      launched = launched || launch_ring_if<Type, 128, 64, 4, 1, 3, 2>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 128, 8, 1, 3, 1>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 128, 8, 2, 4, 1>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 256, 4, 2, 3, 1>(plan, grid, stream);
+    }
     if constexpr (std::is_same<Type, MmaFloat16>::value) {
       launched = launched || launch_ring_if<Type, 128, 64, 8, 1, 2, 2>(plan, grid, stream) ||
+                 launch_ring_if<Type, 64, 256, 8, 2, 4, 1>(plan, grid, stream) ||
                  launch_ring_if<Type, 64, 64, 8, 1, 3, 2>(plan, grid, stream) ||
                  launch_ring_if<Type, 64, 64, 4, 1, 3, 3>(plan, grid, stream) ||
                  launch_ring_if<Type, 128, 64, 16, 1, 4, 1>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 64, 4, 1, 3, 2>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 128, 8, 1, 3, 1>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 256, 4, 2, 3, 1>(plan, grid, stream) ||
                  launch_ring_if<Type, 128, 128, 8, 2, 4, 1>(plan, grid, stream) ||
                  launch_ring_if<Type, 64, 128, 8, 1, 3, 2>(plan, grid, stream);
     }
@@ -165,6 +185,8 @@ void launch_product(const Plan& plan, const dim3& grid, const CudaStream& stream
           case Study::kNoBlend: return launch_ring<StudyFloat16<Study::kNoBlend>>(plan, grid, stream);
           case Study::kNoGather: return launch_ring<StudyFloat16<Study::kNoGather>>(plan, grid, stream);
           case Study::kNoProduct: return launch_ring<StudyFloat16<Study::kNoProduct>>(plan, grid, stream);
+          case Study::kNoFence: return launch_ring<StudyFloat16<Study::kNoFence>>(plan, grid, stream);
+          case Study::kLateFence: return launch_ring<StudyFloat16<Study::kLateFence>>(plan, grid, stream);
           case Study::kNone: break;
         }
       }

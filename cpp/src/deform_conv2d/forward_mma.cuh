@@ -247,8 +247,14 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
     start_samples(more);
 
     float step_sums[kTilesN][kTilesM][4] = {};  // no registers unless kApart
-    const unsigned char* const left = weights + stage * kBBytes + warp_n * kTilesN * kOutBytes + lane * kVectorBytes;
-    const unsigned char* const right = samples + stage * kABytes + warp_m * kTilesM * kRowsBytes;
+    // Where registers are scarce these are found again in each step.
+    const int here = static_cast<int>(kHalvesAtOnce == 1 ? cuda::computed_here(threadIdx.x) : 0u);
+    const int my_lane = kHalvesAtOnce == 1 ? here % 32 : lane;
+    const int my_warp_m = kHalvesAtOnce == 1 ? here / 32 % kWarpsM : warp_m;
+    const int my_warp_n = kHalvesAtOnce == 1 ? here / 32 / kWarpsM : warp_n;
+    const unsigned char* const left =
+        weights + stage * kBBytes + my_warp_n * kTilesN * kOutBytes + my_lane * kVectorBytes;
+    const unsigned char* const right = samples + stage * kABytes + my_warp_m * kTilesM * kRowsBytes;
 #pragma unroll kHalvesAtOnce
     for (int half = 0; half < 2; ++half) {
       uint4 out[kTilesN][2];
@@ -270,7 +276,7 @@ __global__ void __launch_bounds__(32 * kWarpsM * kWarpsN, kBlocks) forward_mma(c
         for (int j = 0; j < kTilesM / 2; ++j) {
           const int m = side * (kTilesM / 2) + j;
           const uint4 row = *reinterpret_cast<const uint4*>(right + m * kRowsBytes + half * (kRowsBytes / 2) +
-                                                            ((lane ^ (half * 4)) * kVectorBytes));
+                                                            ((my_lane ^ (half * 4)) * kVectorBytes));
           const typename Type::Right first(row.x, row.y), second(row.z, row.w);
 #pragma unroll
           for (int n = 0; n < kTilesN; ++n) {

@@ -19,17 +19,16 @@ constexpr int kChunkBytes = kVectorBytes * kChunkVectors;
 // What the table of sampling places holds for a tap and a position: four weights, an index and flags.
 constexpr int kPlaceBytes = 24;
 constexpr int kRingPlaceBytes = 32;  // of kRing's
-// For the barriers of kRing, and whether a block is the last of those that share K.
+// For the barriers of kRing, and the counts of forward_parts.cuh.
 constexpr int kRingBarrierBytes = 128;
+// Blocks of kRing that share a tile's K add up their sums by themselves: that many pieces, at most that many blocks.
+constexpr int kPieces = 4, kMostPartsAdded = 8;
 
 // An output tile is `positions` x `channels`. Warps divide it, warps_m x warps_n; blocks_per_sm bounds the registers.
 // kRing: warps_m sample and warps_n multiply, with so many stages of operands between them.
 struct TileConfig {
   int positions, channels, warps_m, warps_n, blocks_per_sm, stages;
 };
-
-// Does kRing add up two parts of K by itself? Only where that is common, since it costs registers.
-constexpr bool adds_parts(int channels, bool full_precision) { return channels == 256 || full_precision; }
 
 enum class Kernel : std::uint8_t { kRing, kWgmma, kMma, kSimt };
 
@@ -51,8 +50,9 @@ struct Arguments {
   std::int32_t channels_last_out;  // output's channels follow each other
   std::int32_t vectors_out;        // whole vectors of positions, or of channels, can be written
   float* partial;                  // with splits > 1: [split][tile][positions][groups * out_blocks * channels]
-  // kRing with two splits: the parts are in the order of the kernel's registers, and the second block of a tile, which
-  // it finds by counting here, adds them up. Otherwise null, and another kernel does.
+  // [tile, block of out channels][piece]: kRing counts here which parts have come, and adds them up by itself;
+  // `partial` is [tile, block of out channels][split] in the order of the kernel's registers then. Otherwise null, and
+  // another kernel adds.
   std::int32_t* counters;
   std::int32_t relu;
 
@@ -83,7 +83,9 @@ enum class Study : std::uint8_t {
   kHalfBlend,  // samples blended in half precision
   kNoBlend,    // one exclusive or in place of the interpolation
   kNoGather,   // every neighbour is the same vector
-  kNoProduct
+  kNoProduct,
+  kNoFence,   // samples are not made known to the tensor cores' way into shared memory (results may be wrong)
+  kLateFence  // or by the threads that multiply, after they have waited for them
 };
 constexpr int kPrepare = 1, kProduct = 2, kSum = 4;  // kernels of a call
 
@@ -96,6 +98,8 @@ struct Tuning {
   bool wgmma = true;                  // where it can be had
   bool ring = true;                   // likewise; otherwise every warp samples and multiplies
   bool early = true;                  // kernels may begin before those before them have ended
+  bool early_packing = false;         // so may the first, before a kernel that is not of the call
+  bool adds = true;                   // kRing adds up a few parts by itself
   Study study = Study::kNone;
   int kernels = kPrepare | kProduct | kSum;  // those to launch
 };
@@ -108,7 +112,7 @@ struct Plan {
   bool full_precision = false;  // float32 that is not to be rounded to tf32
   Study study = Study::kNone;
   int kernels = kPrepare | kProduct | kSum;
-  bool early = true;
+  bool early = true, early_packing = false;
   Arguments arguments{};  // without the pointers
   std::int64_t shared_bytes = 0;
   // Parts of the workspace, 0 bytes where they are not needed.

@@ -211,6 +211,63 @@ __global__ void __launch_bounds__(kPrepareThreads) pack_weights(const PackArgume
   }
 }
 
+// The same for forward_ring.cuh and 3x3 kernels whose weights can be read in whole vectors, which nearly all are: a
+// thread turns kElements channels of 9 taps, 9 vectors that follow each other in memory, in its registers; or, with
+// kChannelsInside, moves those of a weight whose channels follow each other, tap after tap. A block has 4 out channels
+// and one chunk: grid [out channels / 4][chunks][groups and blocks of out channels]. Writes 512 bytes at a time, and
+// reads whole sectors.
+constexpr int kTurnThreads = 32, kTurnTaps = 9, kTurnRows = kTurnThreads / kChunkVectors;
+template <class V, bool kChannelsInside>
+__global__ void __launch_bounds__(kTurnThreads) turn_weights(const PackArguments a) {
+  constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V));
+  const int thread = static_cast<int>(threadIdx.x), chunk = static_cast<int>(blockIdx.y);
+  cuda::wait_for_kernel_before();
+  cuda::let_next_kernel_begin();
+  const int group = static_cast<int>(blockIdx.z) / a.out_blocks;
+  const int row = static_cast<int>(blockIdx.x) * kTurnRows + thread / kChunkVectors;  // of the packed tile
+  const int place = thread % kChunkVectors;                                           // in the row
+  const int out = (static_cast<int>(blockIdx.z) - group * a.out_blocks) * a.columns + row;
+  const int channel = (chunk * kChunkVectors + (place ^ row % 8)) * kElements;
+  const bool there = out < a.group_out && channel < a.segment_channels;
+  const V* const from = static_cast<const V*>(a.from) +
+                        (static_cast<std::int64_t>(group) * a.group_out + out) * a.stride[0] + channel * a.stride[1];
+  uint4* to =
+      static_cast<uint4*>(a.to) +
+      (static_cast<std::int64_t>(blockIdx.z) * a.steps + chunk * kTurnTaps) * (a.parts * a.columns * kChunkVectors) +
+      row * kChunkVectors + place;
+  alignas(16) V values[kTurnTaps * kElements];  // as in memory: [channel][tap], or [tap][channel]
+#pragma unroll
+  for (int i = 0; i < kTurnTaps; ++i) {
+    reinterpret_cast<uint4*>(values)[i] =
+        there ? __ldg(reinterpret_cast<const uint4*>(from + i * (kChannelsInside ? a.stride[3] : kElements)))
+              : make_uint4(0, 0, 0, 0);
+  }
+#pragma unroll
+  for (int tap = 0; tap < kTurnTaps; ++tap) {
+    alignas(16) V vector[kElements], rest[kElements];
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      const V value = values[kChannelsInside ? tap * kElements + e : e * kTurnTaps + tap];
+      vector[e] = value;
+      if constexpr (sizeof(V) == 4) {
+        vector[e] = bit_copy<V>(cuda::to_tf32(value));
+        rest[e] = bit_copy<V>(cuda::to_tf32(value - vector[e]));
+      }
+    }
+    *to = *reinterpret_cast<const uint4*>(vector);
+    if constexpr (sizeof(V) == 4) {
+      if (a.parts > 1) to[a.columns * kChunkVectors] = *reinterpret_cast<const uint4*>(rest);
+    }
+    to += a.parts * a.columns * kChunkVectors;
+  }
+  if (blockIdx.y == 0 && blockIdx.z == 0) {
+#pragma unroll 1
+    for (std::int64_t i = blockIdx.x * kTurnThreads + threadIdx.x; i < a.zero_vectors; i += gridDim.x * kTurnThreads) {
+      static_cast<uint4*>(a.to)[a.zeros + i] = make_uint4(0, 0, 0, 0);
+    }
+  }
+}
+
 // The parts of K summed in their order, so that the result is the same on every run; then bias and activation. A block
 // has kSumRows positions of 32 columns, and turns them round for row-major output.
 constexpr int kSumRows = 32;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/pipeline.h"
+#include "deform_conv2d/forward_parts.cuh"
 #include "deform_conv2d/forward_wgmma.cuh"
 
 namespace centermask::deform_forward {
@@ -35,25 +36,27 @@ struct FirstThreads {
   __device__ __forceinline__ static void wait() { cuda::barrier_of(1, kThreads); }
 };
 
-// The table of places for warps that do little but sample: nothing is left to be computed. The address of the first
-// neighbour, as two words, and how many bytes further the ones to its right and below it are, 0 where there is none.
-// Samples outside the image are read from zeros.
+// The table of places for warps that do little but sample: nothing is left to be computed. A place has the four
+// weights; and the address of the first neighbour, as two words, and how many bytes further the ones to its right and
+// below it are, 0 where there is none. Samples outside the image are read from zeros.
+struct RingPlace {
+  float4 weights;
+  uint4 where;
+};
 struct RingPlaces {
-  float4* weights;  // [tap][position]
-  uint4* where;
+  RingPlace* all;  // [tap][position]
 
-  __device__ __forceinline__ RingPlaces(unsigned char* memory, int table_taps, int positions)
-      : weights(reinterpret_cast<float4*>(memory)), where(reinterpret_cast<uint4*>(memory) + table_taps * positions) {}
   __device__ __forceinline__ void put(const Arguments& a, int entry, const float4& four, const int2& index) const {
     const bool inside = index.x >= 0;
     const std::uint64_t address =
         reinterpret_cast<std::uintptr_t>(inside ? static_cast<const uint4*>(a.x) + index.x : a.zeros);
-    weights[entry] = four;
-    where[entry] = make_uint4(static_cast<unsigned>(address), static_cast<unsigned>(address >> 32),
-                              inside && (index.y & 1) != 0 ? static_cast<unsigned>(a.x_pixel) * kVectorBytes : 0u,
-                              inside && (index.y & 2) != 0 ? static_cast<unsigned>(a.x_row) * kVectorBytes : 0u);
+    all[entry].weights = four;
+    all[entry].where = make_uint4(static_cast<unsigned>(address), static_cast<unsigned>(address >> 32),
+                                  inside && (index.y & 1) != 0 ? static_cast<unsigned>(a.x_pixel) * kVectorBytes : 0u,
+                                  inside && (index.y & 2) != 0 ? static_cast<unsigned>(a.x_row) * kVectorBytes : 0u);
   }
 };
+static_assert(sizeof(RingPlace) == kRingPlaceBytes, "what the plan counts");
 
 // `bytes`: of the vector in its pixel.
 __device__ __forceinline__ void gather(const uint4& where, unsigned bytes, Neighbours& n) {
@@ -73,16 +76,13 @@ __device__ __forceinline__ void write_sample(Type type, const Neighbours& n, con
   if constexpr (Type::kApart) {
     float values[Type::kElements];
     blend(type, n, weights, values);
-    if (!present) values[0] = values[1] = values[2] = values[3] = 0;
     unsigned high[4], low[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) Type::divide(bit_copy<unsigned>(values[i]), high[i], low[i]);
-    *reinterpret_cast<uint4*>(to) = make_uint4(high[0], high[1], high[2], high[3]);
-    *reinterpret_cast<uint4*>(to + kPart) = make_uint4(low[0], low[1], low[2], low[3]);
+    cuda::store_shared_or_zero(to, make_uint4(high[0], high[1], high[2], high[3]), present);
+    cuda::store_shared_or_zero(to + kPart, make_uint4(low[0], low[1], low[2], low[3]), present);
   } else {
-    uint4 value = sample(type, n, weights);
-    if (!present) value = make_uint4(0, 0, 0, 0);
-    *reinterpret_cast<uint4*>(to) = value;
+    cuda::store_shared_or_zero(to, sample(type, n, weights), present);
   }
 }
 
@@ -109,42 +109,6 @@ __device__ __forceinline__ void multiply_step(Type type, float (&sums)[kTiles][4
   }
 }
 
-// Two blocks share a tile's K. Leaves a block's sums for the other one; the last of the two gets both added up, and
-// true. (The sum of two numbers does not depend on their order.)
-template <int kTilesN, int kTilesM, int kThreads>
-__device__ __forceinline__ bool add_parts(const Arguments& a, int* arrived_before, float (&sums)[kTilesN][kTilesM][4]) {
-  const int thread = static_cast<int>(threadIdx.x);
-  constexpr int kSlots = kTilesN * kTilesM, kAtOnce = 4;  // of a thread
-  float4* const slots =
-      reinterpret_cast<float4*>(a.partial) + static_cast<std::int64_t>(blockIdx.x) * (2 * kSlots * kThreads) + thread;
-  float4* const mine = slots + blockIdx.y * (kSlots * kThreads);
-  const float4* const other = slots + (1 - blockIdx.y) * (kSlots * kThreads);
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) {
-    const float (&sum)[4] = sums[i / kTilesM][i % kTilesM];
-    mine[i * kThreads] = make_float4(sum[0], sum[1], sum[2], sum[3]);
-  }
-  __threadfence();
-  FirstThreads<kThreads>::wait();
-  if (thread == 0) *arrived_before = atomicAdd(a.counters + blockIdx.x, 1);
-  FirstThreads<kThreads>::wait();
-  if (*arrived_before == 0) return false;
-  __threadfence();
-#pragma unroll
-  for (int first = 0; first < kSlots; first += kAtOnce) {
-    if (first > 0) FirstThreads<kThreads>::wait();  // the compiler would begin with all loads, and has no registers
-    float4 parts[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) parts[i] = __ldcg(other + (first + i) * kThreads);
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      float (&sum)[4] = sums[(first + i) / kTilesM][(first + i) % kTilesM];
-      sum[0] += parts[i].x, sum[1] += parts[i].y, sum[2] += parts[i].z, sum[3] += parts[i].w;
-    }
-  }
-  return true;
-}
-
 template <class Type, int kM, int kN, int kWarps, int kGroups, int kStages, int kBlocks>
 __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBlocks>::kThreads, kBlocks)
     forward_ring(const Arguments a) {
@@ -155,14 +119,14 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
   constexpr int kABytes = kAPart * Shape::kParts, kBBytes = kBPart * Shape::kParts, kStageBytes = kABytes + kBBytes;
   constexpr int kTilesM = kM / 8;
   constexpr TileConfig kTile = {kM, kN, kWarps, 4 * kGroups, kBlocks, kStages};
-  static_assert(16 * kStages + 16 <= kRingBarrierBytes, "the barriers fit");
+  static_assert(16 * kStages + 4 * kPieces <= kRingBarrierBytes, "the barriers and the counts fit");
 
   CENTERMASK_DYNAMIC_SHARED(unaligned);
   unsigned char* const memory = cuda::align_for_swizzle(unaligned);  // stages, each samples and weights
   cuda::Mbarrier* const full = reinterpret_cast<cuda::Mbarrier*>(memory + kStages * kStageBytes);
   cuda::Mbarrier* const empty = full + kStages;
-  int* const arrived_before = reinterpret_cast<int*>(empty + kStages);
-  const RingPlaces places(memory + kStages * kStageBytes + kRingBarrierBytes, a.table_taps, kM);
+  int* const counts = reinterpret_cast<int*>(empty + kStages);
+  const RingPlaces places{reinterpret_cast<RingPlace*>(memory + kStages * kStageBytes + kRingBarrierBytes)};
 
   const int thread = static_cast<int>(threadIdx.x);
   const Work work(a, blockIdx.x);
@@ -213,6 +177,7 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
     int stage = 0, phase = 0;
     for (int step = 0; step < steps; ++step) {
       cuda::mbarrier_wait(full[stage], phase);
+      if constexpr (Type::kStudy == Study::kLateFence) cuda::publish_to_async();
       const unsigned char* const right = memory + stage * kStageBytes;
       const unsigned char* const left = right + kABytes + thread / 128 * 64 * kChunkBytes;
       if constexpr (Type::kApart) {
@@ -249,12 +214,18 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
       write_partial<kM, kN, 1, 4 * kGroups, true>(a, Work(a, cuda::computed_here(blockIdx.x)), 0, warp_n, sums);
       return;
     }
-    if constexpr (adds_parts(kN, Type::kApart)) {
-      if (a.splits > 1 && !add_parts<kTilesN, kTilesM, kMultiplying>(a, arrived_before, sums)) return;
+    SomePieces pieces{~0u};
+    if (a.splits > 1) {
+      const std::int64_t block = cuda::computed_here(blockIdx.x);
+      pieces.bits = add_parts<kMultiplying, kStages * kStageBytes, FirstThreads<kMultiplying>>(
+          reinterpret_cast<float4*>(a.partial) + block * a.splits * (kM * kN / 4), a.counters + block * kPieces,
+          a.splits, static_cast<int>(cuda::computed_here(blockIdx.y)),
+          static_cast<int>(cuda::computed_here(threadIdx.x)), counts, memory, sums);
+      if (pieces.bits == 0) return;
     }
     const Work done(a, cuda::computed_here(blockIdx.x));
     write_tile<V, kM, kN, 1, 4 * kGroups, kStages * kStageBytes, true, FirstThreads<kMultiplying>>(
-        a, kTile, done.tile, done.group, done.out_block, memory, 0, warp_n, sums);
+        a, kTile, done.tile, done.group, done.out_block, memory, 0, warp_n, sums, pieces);
   } else {
     if constexpr (Shape::kShift) cuda::give_registers<Shape::kForSamples>();
     const int sampler = thread - kMultiplying;
@@ -266,21 +237,29 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
 
     cuda::wait_for_kernel_before();
 
-    int chunk = first_step / a.taps, tap = first_step - chunk * a.taps;
-    unsigned bytes = 0;    // of the vector in its pixel
-    bool present = false;  // is there one, or has the segment ended?
-    int entry = 0;         // of the table
+    int tap = first_step % a.taps;
+    int vector = first_step / a.taps * kChunkVectors + my_vector;  // of the segment
+    const RingPlace* place = places.all + tap * kM + my_row;       // of the step's first sample
+    unsigned bytes = 0;                                            // of the vector in its pixel
+    bool present = false;                                          // is there one, or has the segment ended?
     const auto start = [&] {
-      const int vector = chunk * kChunkVectors + my_vector;
       present = vector < a.segment_vectors;
       bytes = static_cast<unsigned>(work.group * a.segment_vectors + min(vector, a.segment_vectors - 1)) * kVectorBytes;
-      entry = tap * kM + my_row;
+    };
+    const auto advance = [&] {
+      place += kM;
+      if (++tap == a.taps) {
+        tap = 0, place -= a.taps * kM;
+        vector += kChunkVectors;
+        if (vector >= a.chunks * kChunkVectors) vector -= a.chunks * kChunkVectors;
+      }
+      start();
     };
     // While a sample is blended the loads of the next ones are under way, also from one step to the next, and the place
     // of the one after these has been read.
     Neighbours neighbours[kSets];
     uint4 where = make_uint4(0, 0, 0, 0);
-    const auto read_place = [&](int i) { where = cuda::load_shared(places.where + entry + i * kRowStep); };
+    const auto read_place = [&](int i) { where = cuda::load_shared(&place[i * kRowStep].where); };
     const auto gather_into = [&](int set) {
       if constexpr (Type::kStudy == Study::kNoGather) {
         const std::uint64_t zeros = reinterpret_cast<std::uintptr_t>(a.zeros);
@@ -298,25 +277,24 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
     int stage = 0, phase = 1;  // `empty` begins as if a phase before the first had ended
     for (int steps_left = steps; steps_left > 0; --steps_left) {
       unsigned char* const to = my_samples + stage * kStageBytes;
-      const float4* const weights = places.weights + entry;
+      const RingPlace* const place_here = place;
       const bool present_here = present;
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int ahead = i + kSets - 1;
         gather_into(ahead % kSets);
         if (ahead == kItems - 1) {  // After the last step the first sample of some step is gathered once more.
-          if (++tap == a.taps) tap = 0, chunk = chunk + 1 < a.chunks ? chunk + 1 : 0;
-          start();
+          advance();
         }
         read_place((ahead + 1) % kItems);
         if (i == 0) cuda::mbarrier_wait(empty[stage], phase);
         // The compiler would rather blend first, to save registers, and then wait for the loads: it moves none across
         // this, and what is read after it is needed for the blend.
         __syncwarp();
-        const float4 four = cuda::load_shared(weights + i * kRowStep);
+        const float4 four = cuda::load_shared(&place_here[i * kRowStep].weights);
         write_sample<Type, kAPart>(Type(), neighbours[i % kSets], four, present_here, to + i * kRowStep * kChunkBytes);
       }
-      cuda::publish_to_async();
+      if constexpr (Type::kStudy != Study::kNoFence && Type::kStudy != Study::kLateFence) cuda::publish_to_async();
       __syncwarp();
       if (thread % 32 == 0) cuda::mbarrier_arrive(full[stage]);
       if (++stage == kStages) stage = 0, phase ^= 1;

@@ -39,14 +39,30 @@ struct WholeBlock {
   __device__ __forceinline__ static void wait() { __syncthreads(); }
 };
 
+// Which rows of a tile are to be written: all, or (forward_parts.cuh) those of some pieces, as bits.
+struct AllPieces {
+  template <int kM>
+  __device__ __forceinline__ constexpr bool has(int) const {
+    return true;
+  }
+};
+struct SomePieces {
+  unsigned bits;
+  template <int kM>
+  __device__ __forceinline__ bool has(int row) const {
+    return (bits >> row / (kM / kPieces) & 1u) != 0;
+  }
+};
+
 // Bias, activation and the way of a tile from registers to the output, through shared memory so that whole sectors are
 // written whichever the layout: staged with positions inside for row-major output, with channels inside for
-// channels-last.
+// channels-last. `pieces`: those of the positions that are to be written.
 template <class V, int kM, int kN, int kWarpsM, int kWarpsN, int kBytes, bool kSpread = false,
-          class Threads = WholeBlock>
+          class Threads = WholeBlock, class Pieces = AllPieces>
 __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig& config, std::int64_t tile, int group,
                                            int out_block, unsigned char* memory, int warp_m, int warp_n,
-                                           const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4]) {
+                                           const float (&sums)[kN / kWarpsN / 16][kM / kWarpsM / 8][4],
+                                           const Pieces& pieces = {}) {
   constexpr int kThreads = 32 * kWarpsM * kWarpsN;
   constexpr int kTilesM = kM / kWarpsM / 8, kTilesN = kN / kWarpsN / 16;
   constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(V));
@@ -75,6 +91,7 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
 #pragma unroll
         for (int m = 0; m < kTilesM; ++m) {
           const int row = (warp_m * kTilesM + m) * 8 + lane % 4 * 2;
+          if (!pieces.template has<kM>(row)) continue;
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             float value = sums[n][m][2 * i + j] + bias;
@@ -93,6 +110,7 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
       for (int i = thread; i < kM * kColumns / kElements; i += kThreads) {
         const int outer = i / inside, inner = i % inside * kElements;
         const int row = a.channels_last_out != 0 ? outer : inner, column = a.channels_last_out != 0 ? inner : outer;
+        if (!pieces.template has<kM>(row)) continue;
         const Position at = locate(a, config, tile, row);
         if (!at.inside || column >= count) continue;
         const uint4 vector = *reinterpret_cast<const uint4*>(
@@ -105,6 +123,7 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
       for (int i = thread; i < kM * kColumns; i += kThreads) {
         const int row = a.channels_last_out != 0 ? i / inside : i % inside;
         const int column = a.channels_last_out != 0 ? i % inside : i / inside;
+        if (!pieces.template has<kM>(row)) continue;
         const Position at = locate(a, config, tile, row);
         if (!at.inside || column >= count) continue;
         output[at.n * a.output_stride[0] + column * a.output_stride[1] + at.y * a.output_stride[2] +
