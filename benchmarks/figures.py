@@ -204,6 +204,30 @@ def latencies(preset: str) -> dict[str, float] | None:
     return {name: values["median_ms"] for name, values in json.loads(path.read_text())[preset].items()}
 
 
+def onnxruntime_cuda() -> str:
+    """`DeformConv` of ours and the runtime's in ONNX Runtime's CUDA provider."""
+    found: dict[str, dict[tuple[int, str], dict[str, Any]]] = {}
+    for row in json.loads((RESULTS / "h100" / "onnxruntime.json").read_text())["operator"]:
+        found.setdefault(row["shape"], {})[row["batch"], row["dtype"]] = row
+    kinds = [(1, "float32"), (1, "float16"), (16, "float32"), (16, "float16")]
+    body = []
+    for shape, rows_of in found.items():
+        cells = []
+        for kind in kinds:
+            ours, theirs = rows_of[kind]["ours"], rows_of[kind]["runtime"]
+            cells.append(f"{1e3 * ours:.0f} / {1e3 * theirs:.0f} ({ours / theirs:.2f})")
+        body.append([shape, *cells])
+    return markdown(["us: ours / the runtime's", *(f"batch {batch}, {dtype}" for batch, dtype in kinds)], body)
+
+
+def onnxruntime_cuda_models() -> str:
+    """Whole models in ONNX Runtime's CUDA provider."""
+    found = json.loads((RESULTS / "h100" / "onnxruntime.json").read_text())["model"]
+    names = [name for name in found[0] if name not in ("model", "size")]
+    body = [[row["size"], *(f"{row[name]:.1f} ms" for name in names)] for row in found]
+    return markdown(["input of `default`", *names], body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "convergence": lambda: convergence(RESULTS / "convergence"),
     "ablation-animals": lambda: ablation(RESULTS / "ablation" / "animals", latencies("animals")),
@@ -215,6 +239,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "box-margin": box_margin,
     "train-step": train_step,
     "loader": loader,
+    "onnxruntime-cuda": onnxruntime_cuda,
+    "onnxruntime-cuda-models": onnxruntime_cuda_models,
 }
 
 

@@ -6,7 +6,7 @@
 #   build      core, extension and C++ tests, for the card's architecture, in build/gpu
 #   test       the C++ tests on the card, then the Python tests that touch CUDA
 #   sanitize   compute-sanitizer (memcheck, racecheck, initcheck) over the C++ tests
-#   benchmark  benchmarks/gpu.py
+#   benchmark  benchmarks/gpu.py, and benchmarks/gpu_onnxruntime.py where onnxruntime-gpu is installed
 #   profile    ncu over one kernel
 #
 # Needs nvcc, cmake, ninja and a python3 with numpy, opencv, pybind11, pytest, hypothesis and torch; installs nothing.
@@ -129,6 +129,11 @@ do_benchmark() {
   read -ra arguments <<<"${BENCHMARK_ARGUMENTS:-}"
   step benchmark 420 "$python" benchmarks/gpu.py --out "$out" ${arguments[@]+"${arguments[@]}"}
   tail -n 60 "$out/benchmark.log"
+  if "$python" -c 'import onnxruntime as o; raise SystemExit("CUDAExecutionProvider" not in o.get_available_providers())'; then
+    step benchmark-onnxruntime 240 "$python" benchmarks/gpu_onnxruntime.py --json "$out/onnxruntime.json"
+  else
+    rows+=("benchmark-onnxruntime        -    left out: no onnxruntime-gpu")
+  fi
 }
 
 do_profile() {

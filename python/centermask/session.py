@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import re
@@ -11,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from centermask import ort
+from centermask import _core, ort
 from centermask.metadata import ModelFileError, ModelInfo
 
 _log = logging.getLogger(__name__)
@@ -67,7 +69,8 @@ class OnnxNetwork:
         device: `auto` takes CUDA where the installed runtime can use it and the CPU otherwise; `cuda` insists.
         threads: Threads of the CPU provider; None leaves it to the runtime (one for each core).
         library: Use this package's operators where the file asks for them. Without them, or where they cannot be loaded
-            (which is logged), the runtime takes their definitions in ONNX's own operators, which the file has with it.
+            (which is logged), the runtime takes their definitions in ONNX's own operators, which the file has with it;
+            so it does on a GPU where this package was built without CUDA.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -87,26 +90,33 @@ class OnnxNetwork:
             raise ModelFileError(f"{self.path}: the file is empty (0 bytes)")
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3  # the runtime's warnings about constant folding mean nothing to users
-        if threads is not None:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-        problem = "it was not asked for"
-        self._uses_library = library
-        if library:
-            try:
-                ort.register(options)
-            except ort.LibraryError as error:
-                self._uses_library, problem = False, str(error)
         providers = choose_providers(device, runtime.get_available_providers())
-        try:
-            self._session = runtime.InferenceSession(str(self.path), options, providers=providers)
-        except Exception as error:  # the runtime's exceptions share no base class of their own
-            reason = explain_failure(self.path, str(error), runtime.__version__)
-            if not self._uses_library:
-                reason += f"\nThe operators of this package, with which it may run, are not there: {problem}"
-            raise ModelFileError(reason) from None
+        start = functools.partial(_start, runtime, self.path, providers, threads)
+        session, problem = None, "it was not asked for"
+        if library and "CUDAExecutionProvider" in providers and not _core.has_cuda:
+            # Built without CUDA, ours would run on the CPU between the GPU's (docs/deployment.md has the times). Files
+            # that have no definitions with them, and runtimes that lack what these need, get ours all the same.
+            with contextlib.suppress(ModelFileError):
+                session = start(runtime.SessionOptions())
+            if session is not None and "CUDAExecutionProvider" not in session.get_providers():
+                session = None
+        self._uses_library = library and session is None
+        if session is None:
+            options = runtime.SessionOptions()
+            if library:
+                try:
+                    ort.register(options)
+                except ort.LibraryError as error:
+                    self._uses_library, problem = False, str(error)
+            try:
+                session = start(options)
+            except ModelFileError as error:
+                if self._uses_library:
+                    raise
+                raise ModelFileError(
+                    f"{error}\nThe operators of this package, with which it may run, are not there: {problem}"
+                ) from None
+        self._session = session
         if device == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise RuntimeError(
                 "device='cuda': onnxruntime could not start its CUDA provider; its own message above names the library "
@@ -114,7 +124,7 @@ class OnnxNetwork:
             )
         self._info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(self.path))
         self._outputs = self._check_signature()
-        if library and not self._uses_library and self._info.profile == "fused":
+        if library and not self._uses_library and self.device == "cpu" and self._info.profile == "fused":
             _log.warning("%s runs by ONNX's own operators, which is slower: %s", self.path.name, problem)
 
     @property
@@ -164,6 +174,18 @@ class OnnxNetwork:
         except Exception as error:  # the runtime's exceptions share no base class of their own
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise RuntimeError(f"{self.path} failed on an input of {list(images.shape)}: {reason}") from error
+
+
+def _start(runtime: Any, path: Path, providers: list[str], threads: int | None, options: Any) -> Any:
+    """A session; ModelFileError where the runtime cannot make one."""
+    options.log_severity_level = 3  # the runtime's warnings about constant folding mean nothing to users
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    try:
+        return runtime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # the runtime's exceptions share no base class of their own
+        raise ModelFileError(explain_failure(path, str(error), runtime.__version__)) from None
 
 
 def import_onnxruntime() -> Any:

@@ -30,6 +30,7 @@ def differences(
     score_error: float = 2e-3,
     box_error: float = 1e-3,
     mask_error: float = 0.015,
+    outline_error: float = 3e-5,
 ) -> list[str]:
     """What differs between two lists of COCO results, in words; empty if they are the same instances.
 
@@ -43,6 +44,8 @@ def differences(
         box_error: Largest difference of a corner's coordinate, as a share of the picture's longest side: a third of a
             pixel of a network's input of 320.
         mask_error: Largest share of the pixels of either mask that only one of both has; two pixels are always allowed.
+        outline_error: How far the whole outline may move, as a share of the picture's longest side: a hundredth of a
+            pixel of a network's input of 320. In small masks of large pictures that is more than `mask_error`.
     """
     found: list[str] = []
     groups: defaultdict[tuple[int, int], tuple[list[Result], list[Result]]] = defaultdict(lambda: ([], []))
@@ -62,7 +65,8 @@ def differences(
             free.remove(best)
             gap = abs(result["score"] - theirs[best]["score"])
             only_one, either = _pixels(result, theirs[best])
-            if gap > score_error or only_one > max(2.5, mask_error * either):
+            moved = outline_error * max(result["segmentation"]["size"]) * 2 * sum(result["bbox"][2:])
+            if gap > score_error or only_one > max(2.5, mask_error * either, moved):
                 found.append(
                     f"{where}: {_text(result)} and {_text(theirs[best])} differ: score by {gap:.2g}, mask by "
                     f"{only_one:.0f} of {either:.0f} pixels"

@@ -20,7 +20,7 @@ import tiny_model
 from centermask import Predictor
 from centermask.metadata import ModelFileError, ModelInfo
 from centermask.predictor import to_instances, without_duplicates
-from centermask.session import NetworkOutput, OnnxNetwork, choose_providers, explain_failure
+from centermask.session import NetworkOutput, OnnxNetwork
 
 BLOBS = [("red", 62.0, 70.0, 30.0), ("green", 238.0, 120.0, 35.0)]
 
@@ -392,30 +392,6 @@ def test_batches_are_independent(model: Path) -> None:
     for i in range(2):
         for whole, one in zip(both, network(images[i : i + 1]), strict=True):
             np.testing.assert_array_equal(whole[i], one[0])
-
-
-@pytest.mark.parametrize(
-    ("device", "available", "expected"),
-    [
-        ("auto", ["CPUExecutionProvider"], ["CPUExecutionProvider"]),
-        ("auto", ["CUDAExecutionProvider", "CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]),
-        ("cpu", ["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]),
-        ("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]),
-    ],
-)
-def test_providers(device: str, available: list[str], expected: list[str]) -> None:
-    assert choose_providers(device, available) == expected
-
-
-def test_cuda_without_a_provider_says_what_to_install() -> None:
-    with pytest.raises(RuntimeError, match=re.escape("pip install 'centermask[gpu]'")):
-        choose_providers("cuda", ["CPUExecutionProvider"])
-
-
-def test_an_old_runtime_is_told_plainly() -> None:
-    message = "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for DeformConv(19) node"
-    assert "needs onnxruntime >= 1.25" in explain_failure(Path("m.onnx"), message, "1.23.2")
-    assert "needs onnxruntime >= 1.25" not in explain_failure(Path("m.onnx"), message, "1.30.0")
 
 
 def test_prediction_does_not_import_torch(model: Path) -> None:
