@@ -45,6 +45,12 @@ OLD_SETTINGS = {
     "rate-of-batch-128": "the rate scaled to the batch of 8",
     "sgd-0.02": "AdamW at the scaled rate",
     "old": "all of it",
+    "old-but-rate": "all but the rate",
+    "old-but-offsets": "all but the random offsets",
+    "old-but-padding": "all but the padding",
+    "old-but-focal": "all but the clamp",
+    "old-but-warmup": "all but the missing warm-up",
+    "old-but-clip": "all but the missing clipping",
 }
 
 

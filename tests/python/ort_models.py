@@ -12,6 +12,9 @@ from onnx import helper, numpy_helper
 
 from centermask import ort
 
+DEVICE = "cpu"
+"""Where sessions run; `test_ort_cuda.py` sets `cuda`."""
+
 OUTPUTS = {
     "DeformConv": ("Y",),
     "DecodeCenters": ("scores", "labels", "index", "count"),
@@ -62,7 +65,12 @@ def session_of(model: onnx.ModelProto, threads: int = 2) -> onnxruntime.Inferenc
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     ort.register(options)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    if DEVICE == "cuda":
+        # An operator that the CUDA provider does not take is an error here, and does not run on the CPU unseen.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        providers = ["CUDAExecutionProvider"]
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
 
 
 def run(
