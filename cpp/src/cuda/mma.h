@@ -132,6 +132,18 @@ inline void ldmatrix_x4_trans(std::uint32_t (&r)[4], const void* row) {
   }
 }
 
+template <bool kTurned>
+inline void stmatrix_x4(void* row, const std::uint32_t (&r)[4]) {
+  const twin::RowAddress mine = {row};
+  const auto lanes = emulator::warp_exchange(0xffffffffu, mine, "stmatrix.x4");
+  const int g = emulator::lane() / 4, t = emulator::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const auto at = [&](int which) { return static_cast<char*>(const_cast<void*>(lanes[8 * i + which].row)); };
+    const std::uint16_t pair[2] = {static_cast<std::uint16_t>(r[i]), static_cast<std::uint16_t>(r[i] >> 16)};
+    for (int e = 0; e < 2; ++e) std::memcpy(kTurned ? at(2 * t + e) + 2 * g : at(g) + 4 * t + 2 * e, &pair[e], 2);
+  }
+}
+
 inline float4 load_shared(const float4* shared) { return *shared; }
 inline uint4 load_shared(const uint4* shared) { return *shared; }
 inline uint4 load_global(const void* global) { return *static_cast<const uint4*>(global); }
@@ -226,6 +238,25 @@ __device__ __forceinline__ void ldmatrix_x4_trans(std::uint32_t (&r)[4], const v
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");
+#else
+  __trap();
+#endif
+}
+
+// The way back (sm_90): register i of lane 4*g + t goes to row g of matrix i, bytes 4t..4t+3; or, kTurned, to column g
+// of rows 2t and 2t+1.
+template <bool kTurned>
+__device__ __forceinline__ void stmatrix_x4(void* row, const std::uint32_t (&r)[4]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if (kTurned) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared_address(row)),
+                 "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+  } else {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared_address(row)),
+                 "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+  }
 #else
   __trap();
 #endif

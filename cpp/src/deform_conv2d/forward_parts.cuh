@@ -43,7 +43,11 @@ __device__ __forceinline__ unsigned add_parts(float4* partial, std::int32_t* cou
     }
     left |= pieces;
   };
-  const auto leave = [&](unsigned pieces) {
+  count(0);
+#pragma unroll 1  // code that runs once waits for itself
+  for (int round = 0; round < 2; ++round) {
+    const unsigned pieces = (round == 0 ? kAll & ~own : own) & ~ready;
+    if (pieces == 0) continue;
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
       if ((pieces >> piece & 1u) == 0) continue;
@@ -57,10 +61,7 @@ __device__ __forceinline__ unsigned add_parts(float4* partial, std::int32_t* cou
     __threadfence();
     Threads::wait();  // and everybody has read the counts
     count(pieces);
-  };
-  count(0);
-  if ((kAll & ~own & ~ready) != 0) leave(kAll & ~own & ~ready);
-  if ((own & ~ready) != 0) leave(own & ~ready);
+  }
   __threadfence();
 
   // A thread reads what the threads of its number have left, and nothing else, so that it needs no barrier here.

@@ -54,6 +54,52 @@ struct SomePieces {
   }
 };
 
+// forward_ring.cuh's sums in 16 bits, with bias and activation, to `staged`, as write_tile() says: 16 positions of 16
+// channels at a time. kColumns: of the tile.
+template <class V, int kM, int kWarpsN, int kTilesN, class Pieces>
+__device__ __forceinline__ void stage_matrices(const Arguments& a, int group, int first_channel, int warp_n, V* staged,
+                                               const float (&sums)[kTilesN][kM / 8][4], const Pieces& pieces) {
+  constexpr int kRowPitch = kM + 8, kColumnPitch = kTilesN * kWarpsN * 16 + 8;  // in elements, of 16 bits
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const float least = a.relu != 0 ? 0.0f : __int_as_float(static_cast<int>(0xff800000u));  // minus infinity
+#pragma unroll
+  for (int n = 0; n < kTilesN; ++n) {
+    const int first_column = (n * kWarpsN + warp_n) * 16;
+    float bias[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int in_group = first_channel + first_column + i * 8 + lane / 4;
+      bias[i] = a.bias != nullptr && in_group < a.group_out ? bias_of<V>(a, group * a.group_out + in_group) : 0.0f;
+    }
+    // Matrix 2 * m + i has 8 channels and 8 positions; a lane has the address of a row of it, of channels or positions.
+    const int which = lane / 8, column = first_column + which % 2 * 8, row = which / 2 * 8;
+    V* const to = a.channels_last_out != 0 ? staged + (row + lane % 8) * kColumnPitch + column
+                                           : staged + (column + lane % 8) * kRowPitch + row;
+#pragma unroll
+    for (int m = 0; m < kM / 8; m += 2) {
+      if (!pieces.template has<kM>(m * 8)) continue;
+      std::uint32_t packed[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float (&four)[4] = sums[n][m + i / 2];
+        V pair[2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float value = four[i % 2 * 2 + j] + bias[i % 2];
+          if (value < least) value = 0;
+          pair[j] = from_float<V>(value);
+        }
+        packed[i] = bit_copy<std::uint32_t>(pair);
+      }
+      if (a.channels_last_out != 0) {
+        cuda::stmatrix_x4<true>(to + m * 8 * kColumnPitch, packed);
+      } else {
+        cuda::stmatrix_x4<false>(to + m * 8, packed);
+      }
+    }
+  }
+}
+
 // Bias, activation and the way of a tile from registers to the output, through shared memory so that whole sectors are
 // written whichever the layout: staged with positions inside for row-major output, with channels inside for
 // channels-last. `pieces`: those of the positions that are to be written.
@@ -75,11 +121,13 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
   V* const staged = reinterpret_cast<V*>(memory);
   const int thread = static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.x % 32);
   const int channel_end = a.group_out - out_block * kN;  // columns that exist
+  constexpr bool kMatrices = kSpread && sizeof(V) == 2 && kPasses == 1 && kWarpsM == 1;
 #pragma unroll
   for (int pass = 0; pass < kPasses; ++pass) {
     Threads::wait();  // the operands, or the pass before, have been read
+    if constexpr (kMatrices) stage_matrices<V, kM, kWarpsN>(a, group, out_block * kN, warp_n, staged, sums, pieces);
 #pragma unroll
-    for (int n = 0; n < kTilesN; ++n) {
+    for (int n = 0; n < (kMatrices ? 0 : kTilesN); ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int tile_n = kSpread ? n * kWarpsN + warp_n : warp_n * kTilesN + n;
