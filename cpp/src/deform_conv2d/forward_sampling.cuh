@@ -86,19 +86,31 @@ struct Position {
   bool inside;
 };
 
+// What the positions of a tile have in common. Divisions: in a loop to be done before it.
+struct TileOrigin {
+  std::int64_t n;  // the image; in a run of positions, the first of them
+  int y, x;
+};
+
+__device__ __forceinline__ TileOrigin tile_origin(const Arguments& a, const TileConfig& tile, std::int64_t index) {
+  if (a.patch_w == 0) return {index * tile.positions, 0, 0};
+  // There are less than 2^31 tiles, and divisions of 64 bits are long.
+  const unsigned tiles = static_cast<unsigned>(index), patches_x = static_cast<unsigned>(a.patches_x);
+  const unsigned row_of_tiles = tiles / patches_x, image = row_of_tiles / static_cast<unsigned>(a.patches_y);
+  return {image, static_cast<int>(row_of_tiles - image * a.patches_y) * a.patch_h,
+          static_cast<int>(tiles - row_of_tiles * patches_x) * a.patch_w};
+}
+
 // Position p of a tile.
-__device__ __forceinline__ Position locate(const Arguments& a, const TileConfig& tile, std::int64_t index, int p) {
+__device__ __forceinline__ Position locate(const Arguments& a, const TileOrigin& origin, int p) {
   Position at;
   if (a.patch_w > 0) {
-    // There are less than 2^31 tiles, and divisions of 64 bits are long.
-    const unsigned tiles = static_cast<unsigned>(index), patches_x = static_cast<unsigned>(a.patches_x);
-    const unsigned row_of_tiles = tiles / patches_x, image = row_of_tiles / static_cast<unsigned>(a.patches_y);
-    at.n = image;
-    at.y = static_cast<int>(row_of_tiles - image * a.patches_y) * a.patch_h + (p >> a.patch_log2);
-    at.x = static_cast<int>(tiles - row_of_tiles * patches_x) * a.patch_w + (p & (a.patch_w - 1));
+    at.n = origin.n;
+    at.y = origin.y + (p >> a.patch_log2);
+    at.x = origin.x + (p & (a.patch_w - 1));
     at.inside = at.y < a.out_height && at.x < a.out_width;
   } else {
-    const std::int64_t position = index * tile.positions + p;
+    const std::int64_t position = origin.n + p;
     const std::int64_t pixels = static_cast<std::int64_t>(a.out_height) * a.out_width;
     at.n = position / pixels;
     const int pixel = static_cast<int>(position - at.n * pixels);
@@ -107,6 +119,9 @@ __device__ __forceinline__ Position locate(const Arguments& a, const TileConfig&
     at.inside = position < a.positions;
   }
   return at;
+}
+__device__ __forceinline__ Position locate(const Arguments& a, const TileConfig& tile, std::int64_t index, int p) {
+  return locate(a, tile_origin(a, tile, index), p);
 }
 
 // ---- places ----
