@@ -141,10 +141,23 @@ struct Places {
   }
 };
 
-template <class V>
-__device__ __forceinline__ float read_place(const Arguments& a, const void* data, std::int64_t at) {
-  return a.places_in_float != 0 ? __ldg(static_cast<const float*>(data) + at)
-                                : to_float(static_cast<const V*>(data)[at]);
+// Offsets and mask of one position and kAtOnce taps, as P. Each value is read, of whatever tap, and only then looked
+// at: a condition or a conversion between two loads would have the second wait for the first.
+template <class P, int kAtOnce>
+__device__ __forceinline__ void read_places(const void* offset, const void* mask,
+                                            const std::int64_t (&offset_at)[kAtOnce], std::int64_t next_offset,
+                                            const std::int64_t (&mask_at)[kAtOnce], float (&dy)[kAtOnce],
+                                            float (&dx)[kAtOnce], float (&by)[kAtOnce]) {
+  P read[kAtOnce][3];
+#pragma unroll
+  for (int i = 0; i < kAtOnce; ++i) {
+    read[i][0] = static_cast<const P*>(offset)[offset_at[i]];
+    read[i][1] = static_cast<const P*>(offset)[offset_at[i] + next_offset];
+    read[i][2] = static_cast<const P*>(mask)[mask_at[i]];
+  }
+#pragma unroll
+  for (int i = 0; i < kAtOnce; ++i)
+    dy[i] = to_float(read[i][0]), dx[i] = to_float(read[i][1]), by[i] = to_float(read[i][2]);
 }
 
 __device__ __forceinline__ void find_place(const Arguments& a, const Position& at, float y, float x, float mask,
@@ -236,21 +249,26 @@ __device__ __forceinline__ void find_places(const Arguments& a, const TileConfig
   const int offset_group = cursor.segment / a.segments_of_offset_group;
   const int first_tap = cursor.first_tap, count = cursor.block_taps(a);
   const Position at = locate(a, tile, tile_index, p);
-  const std::int64_t offset_at = at.n * a.offset_stride[0] + at.y * a.offset_stride[2] + at.x * a.offset_stride[3];
-  const std::int64_t mask_at = at.n * a.mask_stride[0] + at.y * a.mask_stride[2] + at.x * a.mask_stride[3];
+  // Positions outside read those of the first one, and where there is no mask, an offset: to no effect.
+  const std::int64_t n = at.inside ? at.n : 0, y_out = at.inside ? at.y : 0, x_out = at.inside ? at.x : 0;
+  const std::int64_t offset_begin = n * a.offset_stride[0] + y_out * a.offset_stride[2] + x_out * a.offset_stride[3];
+  const std::int64_t mask_begin = n * a.mask_stride[0] + y_out * a.mask_stride[2] + x_out * a.mask_stride[3];
+  const void* const masks = a.mask != nullptr ? a.mask : a.offset;
   const int y0 = at.y * a.stride[0] - a.padding[0], x0 = at.x * a.stride[1] - a.padding[1];
   for (int tap0 = static_cast<int>(thread / kPositions); tap0 < count; tap0 += kStep * kAtOnce) {
     float dy[kAtOnce], dx[kAtOnce], mask[kAtOnce];
+    std::int64_t offset_at[kAtOnce], mask_at[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int tap = tap0 + i * kStep;
-      dy[i] = 0, dx[i] = 0, mask[i] = 1;
-      if (tap < count && at.inside) {
-        const std::int64_t channel = static_cast<std::int64_t>(offset_group) * a.taps + first_tap + tap;
-        dy[i] = read_place<V>(a, a.offset, offset_at + 2 * channel * a.offset_stride[1]);
-        dx[i] = read_place<V>(a, a.offset, offset_at + (2 * channel + 1) * a.offset_stride[1]);
-        if (a.mask != nullptr) mask[i] = read_place<V>(a, a.mask, mask_at + channel * a.mask_stride[1]);
-      }
+      const std::int64_t channel =
+          static_cast<std::int64_t>(offset_group) * a.taps + first_tap + min(tap0 + i * kStep, count - 1);
+      offset_at[i] = offset_begin + 2 * channel * a.offset_stride[1];
+      mask_at[i] = mask_begin + channel * a.mask_stride[1];
+    }
+    if (a.places_in_float != 0) {
+      read_places<float>(a.offset, masks, offset_at, a.offset_stride[1], mask_at, dy, dx, mask);
+    } else {
+      read_places<V>(a.offset, masks, offset_at, a.offset_stride[1], mask_at, dy, dx, mask);
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
@@ -261,7 +279,7 @@ __device__ __forceinline__ void find_places(const Arguments& a, const TileConfig
       const float x = static_cast<float>(x0 + column * a.dilation[1]) + dx[i];
       float4 weights;
       int2 index;
-      find_place(a, at, y, x, mask[i], weights, index);
+      find_place(a, at, y, x, a.mask != nullptr ? mask[i] : 1.0f, weights, index);
       places.put(a, tap * kPositions + p, weights, index);
     }
   }
