@@ -141,23 +141,61 @@ struct Places {
   }
 };
 
-// Offsets and mask of one position and kAtOnce taps, as P. Each value is read, of whatever tap, and only then looked
-// at: a condition or a conversion between two loads would have the second wait for the first.
+template <class V>
+__device__ __forceinline__ float read_place(const Arguments& a, const void* data, std::int64_t at) {
+  return a.places_in_float != 0 ? __ldg(static_cast<const float*>(data) + at)
+                                : to_float(static_cast<const V*>(data)[at]);
+}
+
+// Offset and mask of one tap, `channel` counts taps through the offset groups. For the middle of a kernel, where
+// registers are scarce.
+template <class V>
+__device__ __forceinline__ void read_places(const Arguments& a, const Position& at, const std::int64_t (&channel)[1],
+                                            float (&dy)[1], float (&dx)[1], float (&mask)[1]) {
+  dy[0] = 0, dx[0] = 0, mask[0] = 1;
+  if (!at.inside) return;
+  const std::int64_t offset_at = at.n * a.offset_stride[0] + at.y * a.offset_stride[2] + at.x * a.offset_stride[3];
+  const std::int64_t mask_at = at.n * a.mask_stride[0] + at.y * a.mask_stride[2] + at.x * a.mask_stride[3];
+  dy[0] = read_place<V>(a, a.offset, offset_at + 2 * channel[0] * a.offset_stride[1]);
+  dx[0] = read_place<V>(a, a.offset, offset_at + (2 * channel[0] + 1) * a.offset_stride[1]);
+  if (a.mask != nullptr) mask[0] = read_place<V>(a, a.mask, mask_at + channel[0] * a.mask_stride[1]);
+}
+
+// Of several taps. A condition or a conversion between two loads would have the second wait for the first. So
+// everything is read, of whatever tap, and only then looked at: positions outside read those of the first one, and
+// where there is no mask, an offset.
 template <class P, int kAtOnce>
-__device__ __forceinline__ void read_places(const void* offset, const void* mask,
-                                            const std::int64_t (&offset_at)[kAtOnce], std::int64_t next_offset,
-                                            const std::int64_t (&mask_at)[kAtOnce], float (&dy)[kAtOnce],
-                                            float (&dx)[kAtOnce], float (&by)[kAtOnce]) {
+__device__ __forceinline__ void read_together(const Arguments& a, const Position& at,
+                                              const std::int64_t (&channel)[kAtOnce], float (&dy)[kAtOnce],
+                                              float (&dx)[kAtOnce], float (&mask)[kAtOnce]) {
+  const std::int64_t n = at.inside ? at.n : 0, y = at.inside ? at.y : 0, x = at.inside ? at.x : 0;
+  const P* const offset =
+      static_cast<const P*>(a.offset) + n * a.offset_stride[0] + y * a.offset_stride[2] + x * a.offset_stride[3];
+  const P* const masks = static_cast<const P*>(a.mask != nullptr ? a.mask : a.offset) + n * a.mask_stride[0] +
+                         y * a.mask_stride[2] + x * a.mask_stride[3];
   P read[kAtOnce][3];
 #pragma unroll
   for (int i = 0; i < kAtOnce; ++i) {
-    read[i][0] = static_cast<const P*>(offset)[offset_at[i]];
-    read[i][1] = static_cast<const P*>(offset)[offset_at[i] + next_offset];
-    read[i][2] = static_cast<const P*>(mask)[mask_at[i]];
+    read[i][0] = offset[2 * channel[i] * a.offset_stride[1]];
+    read[i][1] = offset[(2 * channel[i] + 1) * a.offset_stride[1]];
+    read[i][2] = masks[channel[i] * a.mask_stride[1]];
   }
 #pragma unroll
-  for (int i = 0; i < kAtOnce; ++i)
-    dy[i] = to_float(read[i][0]), dx[i] = to_float(read[i][1]), by[i] = to_float(read[i][2]);
+  for (int i = 0; i < kAtOnce; ++i) {
+    dy[i] = to_float(read[i][0]), dx[i] = to_float(read[i][1]);
+    mask[i] = a.mask != nullptr ? to_float(read[i][2]) : 1.0f;
+  }
+}
+
+template <class V, int kAtOnce>
+__device__ __forceinline__ void read_places(const Arguments& a, const Position& at,
+                                            const std::int64_t (&channel)[kAtOnce], float (&dy)[kAtOnce],
+                                            float (&dx)[kAtOnce], float (&mask)[kAtOnce]) {
+  if (a.places_in_float != 0) {
+    read_together<float>(a, at, channel, dy, dx, mask);
+  } else {
+    read_together<V>(a, at, channel, dy, dx, mask);
+  }
 }
 
 __device__ __forceinline__ void find_place(const Arguments& a, const Position& at, float y, float x, float mask,
@@ -249,27 +287,15 @@ __device__ __forceinline__ void find_places(const Arguments& a, const TileConfig
   const int offset_group = cursor.segment / a.segments_of_offset_group;
   const int first_tap = cursor.first_tap, count = cursor.block_taps(a);
   const Position at = locate(a, tile, tile_index, p);
-  // Positions outside read those of the first one, and where there is no mask, an offset: to no effect.
-  const std::int64_t n = at.inside ? at.n : 0, y_out = at.inside ? at.y : 0, x_out = at.inside ? at.x : 0;
-  const std::int64_t offset_begin = n * a.offset_stride[0] + y_out * a.offset_stride[2] + x_out * a.offset_stride[3];
-  const std::int64_t mask_begin = n * a.mask_stride[0] + y_out * a.mask_stride[2] + x_out * a.mask_stride[3];
-  const void* const masks = a.mask != nullptr ? a.mask : a.offset;
   const int y0 = at.y * a.stride[0] - a.padding[0], x0 = at.x * a.stride[1] - a.padding[1];
   for (int tap0 = static_cast<int>(thread / kPositions); tap0 < count; tap0 += kStep * kAtOnce) {
     float dy[kAtOnce], dx[kAtOnce], mask[kAtOnce];
-    std::int64_t offset_at[kAtOnce], mask_at[kAtOnce];
+    std::int64_t channel[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const std::int64_t channel =
-          static_cast<std::int64_t>(offset_group) * a.taps + first_tap + min(tap0 + i * kStep, count - 1);
-      offset_at[i] = offset_begin + 2 * channel * a.offset_stride[1];
-      mask_at[i] = mask_begin + channel * a.mask_stride[1];
+      channel[i] = static_cast<std::int64_t>(offset_group) * a.taps + first_tap + min(tap0 + i * kStep, count - 1);
     }
-    if (a.places_in_float != 0) {
-      read_places<float>(a.offset, masks, offset_at, a.offset_stride[1], mask_at, dy, dx, mask);
-    } else {
-      read_places<V>(a.offset, masks, offset_at, a.offset_stride[1], mask_at, dy, dx, mask);
-    }
+    read_places<V>(a, at, channel, dy, dx, mask);
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int tap = tap0 + i * kStep;
@@ -279,7 +305,7 @@ __device__ __forceinline__ void find_places(const Arguments& a, const TileConfig
       const float x = static_cast<float>(x0 + column * a.dilation[1]) + dx[i];
       float4 weights;
       int2 index;
-      find_place(a, at, y, x, a.mask != nullptr ? mask[i] : 1.0f, weights, index);
+      find_place(a, at, y, x, mask[i], weights, index);
       places.put(a, tap * kPositions + p, weights, index);
     }
   }
