@@ -212,52 +212,66 @@ class Bench {
   cudaStream_t stream_ = nullptr;
 };
 
-std::vector<Configuration> configurations(const Shape& s) {
+// Of float16; `few`: positions are so few that not all multiprocessors have a tile.
+std::vector<Configuration> configurations(const Shape& s, bool few) {
   std::vector<Configuration> list;
   const auto add = [&](const char* name) -> Tuning& {
     list.push_back({name, {}, true});
     return list.back().tuning;
   };
-  const auto tile = [&](const char* name, TileConfig config, int splits, Study study = Study::kNone) {
-    Tuning& t = add(name);
-    t.tile = config, t.splits = splits, t.study = study;
+  const auto tile = [&](TileConfig config, int splits) {
+    Tuning& t = add("ring");
+    t.tile = config, t.splits = splits;
   };
   add("mma.sync").wgmma = false;
   add("wgmma").ring = false;
   add("ring");
   add("ring, kernels in turn").early = false;
   add("ring, packing early").early_packing = true;
-  if (s.side <= 16) add("ring, parts added afterwards").adds = false;
-  const int wide = s.out > 128 ? 2 : s.out > 64 ? 1 : 0;
-  if (wide == 2) {
-    tile("ring", {128, 256, 8, 8, 1, 3}, 0);
-    tile("ring", {64, 256, 8, 8, 1, 4}, 2);
-    tile("ring", {128, 128, 16, 4, 1, 3}, 2);
-    tile("ring", {128, 256, 4, 8, 1, 3}, 0);
-    tile("late fence", {128, 256, 4, 8, 1, 3}, 0, Study::kLateFence);
-  } else if (wide == 1) {
-    tile("ring", {128, 128, 8, 8, 1, 4}, 0);
-    tile("ring", {64, 128, 8, 4, 2, 3}, 1);
-    tile("ring", {128, 128, 8, 4, 1, 3}, 0);
-    tile("late fence", {128, 128, 8, 4, 1, 3}, 0, Study::kLateFence);
-    tile("late fence", {128, 128, 8, 8, 1, 4}, 0, Study::kLateFence);
+  if (s.side <= 16 || few) add("ring, parts added afterwards").adds = false;
+  const TileConfig wide{128, 256, 8, 8, 1, 3}, wide_half{64, 256, 8, 8, 1, 4};
+  const TileConfig middle{128, 128, 8, 8, 1, 4}, middle_half{64, 128, 8, 4, 2, 3};
+  const TileConfig narrow{128, 64, 8, 4, 2, 2}, narrow_half{64, 64, 8, 4, 2, 3};
+  if (few) {
+    const TileConfig &whole = s.out > 128  ? wide
+                              : s.out > 64 ? middle
+                                           : narrow,
+                     &half = s.out > 128  ? wide_half
+                             : s.out > 64 ? middle_half
+                                          : narrow_half;
+    for (int splits : {1, 2, 3, 4, 6, 8, 12, 16}) {
+      tile(whole, splits);
+      tile(half, splits);
+    }
+    for (int splits : {4, 8, 16}) {
+      if (s.out > 128) tile(middle, splits), tile(middle_half, splits);
+      if (s.out > 64) tile(narrow, splits), tile(narrow_half, splits);
+    }
+    for (int splits : {4, 8}) {
+      Tuning& t = add("ring, packing early");
+      t.tile = half, t.splits = splits, t.early_packing = true;
+    }
+  } else if (s.out > 128) {
+    tile(wide, 0);
+    tile(wide_half, 2);
+  } else if (s.out > 64) {
+    tile(middle_half, 1);
   } else {
-    tile("ring", {128, 64, 8, 4, 2, 2}, 0);
-    tile("ring", {128, 64, 16, 4, 1, 4}, 0);
-    tile("ring", {64, 64, 8, 4, 2, 3}, 0);
-    tile("ring", {64, 64, 4, 4, 3, 3}, 0);
-    tile("ring", {128, 64, 4, 4, 2, 3}, 0);
-    tile("late fence", {128, 64, 4, 4, 2, 3}, 0, Study::kLateFence);
+    tile({128, 64, 8, 4, 2, 3}, 0);
+    tile(narrow_half, 0);
   }
-  add("runs of positions").patches = 0;
   add("half blend").study = Study::kHalfBlend;
   add("no blend").study = Study::kNoBlend;
   add("no gather").study = Study::kNoGather;
   add("no product").study = Study::kNoProduct;
-  add("no fence").study = Study::kNoFence;
-  add("late fence").study = Study::kLateFence;
   add("packing alone").kernels = deform_forward::kPrepare;
   add("product alone").kernels = deform_forward::kProduct;
+  if (few) {
+    for (int splits : {1, 8}) {
+      Tuning& t = add("product alone");
+      t.kernels = deform_forward::kProduct, t.splits = splits;
+    }
+  }
   list.push_back({"ring", {}, false});
   return list;
 }
@@ -275,28 +289,35 @@ int main(int argc, char** argv) {
   for (int i = 0; i < 5; ++i) {
     if (only >= 0 && i != only) continue;
     const Shape& s = shapes[i];
+    const bool few = batch * s.side * s.side <= 128 * 64;
+    const auto plain = [](const char* name, TileConfig tile = {}, int splits = 0) {
+      Configuration c{name, {}, true};
+      c.tuning.tile = tile, c.tuning.splits = splits;
+      return c;
+    };
     {
       Bench<__half> bench(s, batch, DType::kFloat16, false);
-      for (const Configuration& c : configurations(s)) bench.run(c);
+      for (const Configuration& c : configurations(s, few)) bench.run(c);
     }
     {
       Bench<float> bench(s, batch, DType::kFloat32, true);
-      Configuration old{"wgmma", {}, true};
+      Configuration old = plain("wgmma");
       old.tuning.ring = false;
       bench.run(old);
-      bench.run({"ring", {}, true});
+      bench.run(plain("ring"));
+      if (s.out > 128) bench.run(plain("ring", {64, 256, 8, 8, 1, 4}, 2));
+      if (s.out > 64 && s.out <= 128) bench.run(plain("ring", {128, 128, 16, 4, 1, 3}));
+      if (s.out <= 64) bench.run(plain("ring", {128, 64, 8, 4, 2, 3}));
     }
     Bench<float> bench(s, batch, DType::kFloat32, false);
-    Configuration old{"mma.sync", {}, true}, other{"ring", {}, true};
-    old.tuning.wgmma = false;
+    Configuration old = plain("mma.sync"), early = plain("ring, packing early"),
+                  apart = plain("ring, parts added afterwards");
+    old.tuning.wgmma = false, early.tuning.early_packing = true, apart.tuning.adds = false;
     bench.run(old);
-    bench.run({"ring", {}, true});
-    Configuration early{"ring, packing early", {}, true}, apart{"ring, parts added afterwards", {}, true};
-    early.tuning.early_packing = true, apart.tuning.adds = false;
+    bench.run(plain("ring"));
     bench.run(early);
-    if (s.side <= 16) bench.run(apart);
-    other.tuning.tile = {128, 64, 16, 4, 1, 3};
-    if (s.out <= 64) bench.run(other);
+    if (s.side <= 16 || few) bench.run(apart);
+    if (s.out <= 64) bench.run(plain("ring", {128, 64, 8, 4, 1, 3}));
     bench.run({"ring", {}, false});
   }
   std::printf("\n]}\n");

@@ -29,6 +29,7 @@ struct Layer {
   bool tf32;
   std::int64_t n, c, h, w, out;
   bool channels_last;
+  deform_forward::TileConfig tile = {};  // otherwise chosen
 };
 
 std::vector<unsigned char> encode(const std::vector<float>& values, DType dtype) {
@@ -83,7 +84,7 @@ class Call {
     params.padding[0] = params.padding[1] = 1;
     params.allow_tf32 = s_.tf32;
     deform_forward::Tuning tuning;
-    tuning.splits = splits;
+    tuning.splits = splits, tuning.tile = s_.tile;
     const TensorView x = device_view(buffers_[0], s_.dtype, {s_.n, s_.c, s_.h, s_.w}, s_.channels_last);
     const TensorView weight = device_view(buffers_[1], s_.dtype, {s_.out, s_.c, 3, 3}, !s_.channels_last);
     const TensorView offset = device_view(buffers_[2], s_.dtype, {s_.n, 18, s_.h, s_.w});
@@ -107,12 +108,14 @@ class Call {
 // K by 4, 5, 8, 11); tiles that are not full; every tile configuration.
 void test_calls() {
   const Layer layers[] = {
-      {DType::kFloat16, false, 1, 200, 8, 16, 256, true},   // 128 x 256
+      {DType::kFloat16, false, 1, 200, 8, 16, 256, true},  // 64 x 256
+      {DType::kFloat16, false, 1, 200, 8, 16, 256, true, {128, 256, 8, 8, 1, 3}},
       {DType::kFloat16, false, 1, 72, 7, 9, 130, false},    // likewise, in runs of positions
       {DType::kFloat16, false, 1, 128, 8, 16, 128, false},  // 128 x 128
       {DType::kBFloat16, false, 2, 128, 7, 5, 40, true},    // 128 x 64
       {DType::kFloat32, false, 1, 64, 8, 16, 128, true},    // in two parts of each number
-      {DType::kFloat32, false, 1, 64, 7, 9, 33, false},    {DType::kFloat32, true, 1, 64, 8, 16, 256, true},
+      {DType::kFloat32, false, 1, 64, 7, 9, 33, false},
+      {DType::kFloat32, true, 1, 64, 8, 16, 256, true},
   };
   for (const Layer& s : layers) {
     const Call exact(s, true), random(s, false);

@@ -133,33 +133,25 @@ template <class Type>
 void launch_ring(const Plan& plan, const dim3& grid, const CudaStream& stream) {
   bool launched = false;
   if constexpr (Type::kApart) {
-    launched = launch_ring_if<Type, 128, 64, 8, 1, 3, 1>(plan, grid, stream) ||
+    launched = launch_ring_if<Type, 128, 64, 16, 1, 3, 1>(plan, grid, stream) ||
                launch_ring_if<Type, 128, 128, 8, 2, 2, 1>(plan, grid, stream);
 #if defined(CENTERMASK_TUNING)
-    launched = launched || launch_ring_if<Type, 128, 64, 16, 1, 3, 1>(plan, grid, stream);
+    launched = launched || launch_ring_if<Type, 128, 64, 8, 1, 3, 1>(plan, grid, stream);
 #endif
   } else {
-    launched = launch_ring_if<Type, 128, 64, 8, 1, 3, 2>(plan, grid, stream) ||
-               launch_ring_if<Type, 128, 128, 16, 1, 3, 1>(plan, grid, stream) ||
+    launched = launch_ring_if<Type, 128, 64, 8, 1, 2, 2>(plan, grid, stream) ||
+               launch_ring_if<Type, 128, 128, 8, 2, 4, 1>(plan, grid, stream) ||
+               launch_ring_if<Type, 64, 256, 8, 2, 4, 1>(plan, grid, stream) ||
                launch_ring_if<Type, 128, 256, 8, 2, 3, 1>(plan, grid, stream);
 #if defined(CENTERMASK_TUNING)
-    if constexpr (Type::kStudy == Study::kLateFence) {
-      launched = launched || launch_ring_if<Type, 128, 64, 4, 1, 3, 2>(plan, grid, stream) ||
-                 launch_ring_if<Type, 128, 128, 8, 1, 3, 1>(plan, grid, stream) ||
-                 launch_ring_if<Type, 128, 128, 8, 2, 4, 1>(plan, grid, stream) ||
-                 launch_ring_if<Type, 128, 256, 4, 2, 3, 1>(plan, grid, stream);
-    }
     if constexpr (std::is_same<Type, MmaFloat16>::value) {
-      launched = launched || launch_ring_if<Type, 128, 64, 8, 1, 2, 2>(plan, grid, stream) ||
-                 launch_ring_if<Type, 64, 256, 8, 2, 4, 1>(plan, grid, stream) ||
+      launched = launched || launch_ring_if<Type, 128, 64, 8, 1, 3, 2>(plan, grid, stream) ||
                  launch_ring_if<Type, 64, 64, 8, 1, 3, 2>(plan, grid, stream) ||
-                 launch_ring_if<Type, 64, 64, 4, 1, 3, 3>(plan, grid, stream) ||
-                 launch_ring_if<Type, 128, 64, 16, 1, 4, 1>(plan, grid, stream) ||
-                 launch_ring_if<Type, 128, 64, 4, 1, 3, 2>(plan, grid, stream) ||
-                 launch_ring_if<Type, 128, 128, 8, 1, 3, 1>(plan, grid, stream) ||
-                 launch_ring_if<Type, 128, 256, 4, 2, 3, 1>(plan, grid, stream) ||
-                 launch_ring_if<Type, 128, 128, 8, 2, 4, 1>(plan, grid, stream) ||
                  launch_ring_if<Type, 64, 128, 8, 1, 3, 2>(plan, grid, stream);
+    }
+    if constexpr (std::is_same<Type, MmaTf32>::value) {
+      launched = launched || launch_ring_if<Type, 128, 64, 8, 1, 3, 2>(plan, grid, stream) ||
+                 launch_ring_if<Type, 128, 128, 16, 1, 3, 1>(plan, grid, stream);
     }
 #endif
   }
@@ -185,8 +177,6 @@ void launch_product(const Plan& plan, const dim3& grid, const CudaStream& stream
           case Study::kNoBlend: return launch_ring<StudyFloat16<Study::kNoBlend>>(plan, grid, stream);
           case Study::kNoGather: return launch_ring<StudyFloat16<Study::kNoGather>>(plan, grid, stream);
           case Study::kNoProduct: return launch_ring<StudyFloat16<Study::kNoProduct>>(plan, grid, stream);
-          case Study::kNoFence: return launch_ring<StudyFloat16<Study::kNoFence>>(plan, grid, stream);
-          case Study::kLateFence: return launch_ring<StudyFloat16<Study::kLateFence>>(plan, grid, stream);
           case Study::kNone: break;
         }
       }

@@ -83,9 +83,7 @@ enum class Study : std::uint8_t {
   kHalfBlend,  // samples blended in half precision
   kNoBlend,    // one exclusive or in place of the interpolation
   kNoGather,   // every neighbour is the same vector
-  kNoProduct,
-  kNoFence,   // samples are not made known to the tensor cores' way into shared memory (results may be wrong)
-  kLateFence  // or by the threads that multiply, after they have waited for them
+  kNoProduct
 };
 constexpr int kPrepare = 1, kProduct = 2, kSum = 4;  // kernels of a call
 

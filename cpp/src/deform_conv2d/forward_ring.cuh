@@ -177,7 +177,9 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
     int stage = 0, phase = 0;
     for (int step = 0; step < steps; ++step) {
       cuda::mbarrier_wait(full[stage], phase);
-      if constexpr (Type::kStudy == Study::kLateFence) cuda::publish_to_async();
+      // What has been sampled is made known to the tensor cores' way into shared memory here, and not by those that
+      // sample: the fence would have them wait for their gathers too.
+      cuda::publish_to_async();
       const unsigned char* const right = memory + stage * kStageBytes;
       const unsigned char* const left = right + kABytes + thread / 128 * 64 * kChunkBytes;
       if constexpr (Type::kApart) {
@@ -294,7 +296,6 @@ __global__ void __launch_bounds__(RingShape<Type, kM, kN, kWarps, kGroups, kBloc
         const float4 four = cuda::load_shared(&place_here[i * kRowStep].weights);
         write_sample<Type, kAPart>(Type(), neighbours[i % kSets], four, present_here, to + i * kRowStep * kChunkBytes);
       }
-      if constexpr (Type::kStudy != Study::kNoFence && Type::kStudy != Study::kLateFence) cuda::publish_to_async();
       __syncwarp();
       if (thread % 32 == 0) cuda::mbarrier_arrive(full[stage]);
       if (++stage == kStages) stage = 0, phase ^= 1;

@@ -86,19 +86,31 @@ struct Position {
   bool inside;
 };
 
+// What the positions of a tile have in common. Divisions: in a loop to be done before it.
+struct TileOrigin {
+  std::int64_t n;  // the image; in a run of positions, the first of them
+  int y, x;
+};
+
+__device__ __forceinline__ TileOrigin tile_origin(const Arguments& a, const TileConfig& tile, std::int64_t index) {
+  if (a.patch_w == 0) return {index * tile.positions, 0, 0};
+  // There are less than 2^31 tiles, and divisions of 64 bits are long.
+  const unsigned tiles = static_cast<unsigned>(index), patches_x = static_cast<unsigned>(a.patches_x);
+  const unsigned row_of_tiles = tiles / patches_x, image = row_of_tiles / static_cast<unsigned>(a.patches_y);
+  return {image, static_cast<int>(row_of_tiles - image * a.patches_y) * a.patch_h,
+          static_cast<int>(tiles - row_of_tiles * patches_x) * a.patch_w};
+}
+
 // Position p of a tile.
-__device__ __forceinline__ Position locate(const Arguments& a, const TileConfig& tile, std::int64_t index, int p) {
+__device__ __forceinline__ Position locate(const Arguments& a, const TileOrigin& origin, int p) {
   Position at;
   if (a.patch_w > 0) {
-    // There are less than 2^31 tiles, and divisions of 64 bits are long.
-    const unsigned tiles = static_cast<unsigned>(index), patches_x = static_cast<unsigned>(a.patches_x);
-    const unsigned row_of_tiles = tiles / patches_x, image = row_of_tiles / static_cast<unsigned>(a.patches_y);
-    at.n = image;
-    at.y = static_cast<int>(row_of_tiles - image * a.patches_y) * a.patch_h + (p >> a.patch_log2);
-    at.x = static_cast<int>(tiles - row_of_tiles * patches_x) * a.patch_w + (p & (a.patch_w - 1));
+    at.n = origin.n;
+    at.y = origin.y + (p >> a.patch_log2);
+    at.x = origin.x + (p & (a.patch_w - 1));
     at.inside = at.y < a.out_height && at.x < a.out_width;
   } else {
-    const std::int64_t position = index * tile.positions + p;
+    const std::int64_t position = origin.n + p;
     const std::int64_t pixels = static_cast<std::int64_t>(a.out_height) * a.out_width;
     at.n = position / pixels;
     const int pixel = static_cast<int>(position - at.n * pixels);
@@ -107,6 +119,9 @@ __device__ __forceinline__ Position locate(const Arguments& a, const TileConfig&
     at.inside = position < a.positions;
   }
   return at;
+}
+__device__ __forceinline__ Position locate(const Arguments& a, const TileConfig& tile, std::int64_t index, int p) {
+  return locate(a, tile_origin(a, tile, index), p);
 }
 
 // ---- places ----
@@ -130,6 +145,57 @@ template <class V>
 __device__ __forceinline__ float read_place(const Arguments& a, const void* data, std::int64_t at) {
   return a.places_in_float != 0 ? __ldg(static_cast<const float*>(data) + at)
                                 : to_float(static_cast<const V*>(data)[at]);
+}
+
+// Offset and mask of one tap, `channel` counts taps through the offset groups. For the middle of a kernel, where
+// registers are scarce.
+template <class V>
+__device__ __forceinline__ void read_places(const Arguments& a, const Position& at, const std::int64_t (&channel)[1],
+                                            float (&dy)[1], float (&dx)[1], float (&mask)[1]) {
+  dy[0] = 0, dx[0] = 0, mask[0] = 1;
+  if (!at.inside) return;
+  const std::int64_t offset_at = at.n * a.offset_stride[0] + at.y * a.offset_stride[2] + at.x * a.offset_stride[3];
+  const std::int64_t mask_at = at.n * a.mask_stride[0] + at.y * a.mask_stride[2] + at.x * a.mask_stride[3];
+  dy[0] = read_place<V>(a, a.offset, offset_at + 2 * channel[0] * a.offset_stride[1]);
+  dx[0] = read_place<V>(a, a.offset, offset_at + (2 * channel[0] + 1) * a.offset_stride[1]);
+  if (a.mask != nullptr) mask[0] = read_place<V>(a, a.mask, mask_at + channel[0] * a.mask_stride[1]);
+}
+
+// Of several taps. A condition or a conversion between two loads would have the second wait for the first. So
+// everything is read, of whatever tap, and only then looked at: positions outside read those of the first one, and
+// where there is no mask, an offset.
+template <class P, int kAtOnce>
+__device__ __forceinline__ void read_together(const Arguments& a, const Position& at,
+                                              const std::int64_t (&channel)[kAtOnce], float (&dy)[kAtOnce],
+                                              float (&dx)[kAtOnce], float (&mask)[kAtOnce]) {
+  const std::int64_t n = at.inside ? at.n : 0, y = at.inside ? at.y : 0, x = at.inside ? at.x : 0;
+  const P* const offset =
+      static_cast<const P*>(a.offset) + n * a.offset_stride[0] + y * a.offset_stride[2] + x * a.offset_stride[3];
+  const P* const masks = static_cast<const P*>(a.mask != nullptr ? a.mask : a.offset) + n * a.mask_stride[0] +
+                         y * a.mask_stride[2] + x * a.mask_stride[3];
+  P read[kAtOnce][3];
+#pragma unroll
+  for (int i = 0; i < kAtOnce; ++i) {
+    read[i][0] = offset[2 * channel[i] * a.offset_stride[1]];
+    read[i][1] = offset[(2 * channel[i] + 1) * a.offset_stride[1]];
+    read[i][2] = masks[channel[i] * a.mask_stride[1]];
+  }
+#pragma unroll
+  for (int i = 0; i < kAtOnce; ++i) {
+    dy[i] = to_float(read[i][0]), dx[i] = to_float(read[i][1]);
+    mask[i] = a.mask != nullptr ? to_float(read[i][2]) : 1.0f;
+  }
+}
+
+template <class V, int kAtOnce>
+__device__ __forceinline__ void read_places(const Arguments& a, const Position& at,
+                                            const std::int64_t (&channel)[kAtOnce], float (&dy)[kAtOnce],
+                                            float (&dx)[kAtOnce], float (&mask)[kAtOnce]) {
+  if (a.places_in_float != 0) {
+    read_together<float>(a, at, channel, dy, dx, mask);
+  } else {
+    read_together<V>(a, at, channel, dy, dx, mask);
+  }
 }
 
 __device__ __forceinline__ void find_place(const Arguments& a, const Position& at, float y, float x, float mask,
@@ -221,22 +287,15 @@ __device__ __forceinline__ void find_places(const Arguments& a, const TileConfig
   const int offset_group = cursor.segment / a.segments_of_offset_group;
   const int first_tap = cursor.first_tap, count = cursor.block_taps(a);
   const Position at = locate(a, tile, tile_index, p);
-  const std::int64_t offset_at = at.n * a.offset_stride[0] + at.y * a.offset_stride[2] + at.x * a.offset_stride[3];
-  const std::int64_t mask_at = at.n * a.mask_stride[0] + at.y * a.mask_stride[2] + at.x * a.mask_stride[3];
   const int y0 = at.y * a.stride[0] - a.padding[0], x0 = at.x * a.stride[1] - a.padding[1];
   for (int tap0 = static_cast<int>(thread / kPositions); tap0 < count; tap0 += kStep * kAtOnce) {
     float dy[kAtOnce], dx[kAtOnce], mask[kAtOnce];
+    std::int64_t channel[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int tap = tap0 + i * kStep;
-      dy[i] = 0, dx[i] = 0, mask[i] = 1;
-      if (tap < count && at.inside) {
-        const std::int64_t channel = static_cast<std::int64_t>(offset_group) * a.taps + first_tap + tap;
-        dy[i] = read_place<V>(a, a.offset, offset_at + 2 * channel * a.offset_stride[1]);
-        dx[i] = read_place<V>(a, a.offset, offset_at + (2 * channel + 1) * a.offset_stride[1]);
-        if (a.mask != nullptr) mask[i] = read_place<V>(a, a.mask, mask_at + channel * a.mask_stride[1]);
-      }
+      channel[i] = static_cast<std::int64_t>(offset_group) * a.taps + first_tap + min(tap0 + i * kStep, count - 1);
     }
+    read_places<V>(a, at, channel, dy, dx, mask);
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int tap = tap0 + i * kStep;

@@ -150,6 +150,7 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
         }
       }
     }
+    const TileOrigin origin = tile_origin(a, config, tile);
     Threads::wait();
     const int first = group * a.group_out + out_block * kN + pass * kColumns, count = channel_end - pass * kColumns;
     V* const output = static_cast<V*>(a.output) + first * a.output_stride[1];
@@ -159,7 +160,7 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
         const int outer = i / inside, inner = i % inside * kElements;
         const int row = a.channels_last_out != 0 ? outer : inner, column = a.channels_last_out != 0 ? inner : outer;
         if (!pieces.template has<kM>(row)) continue;
-        const Position at = locate(a, config, tile, row);
+        const Position at = locate(a, origin, row);
         if (!at.inside || column >= count) continue;
         const uint4 vector = *reinterpret_cast<const uint4*>(
             staged + (a.channels_last_out != 0 ? row * kColumnPitch + column : column * kRowPitch + row));
@@ -172,7 +173,7 @@ __device__ __forceinline__ void write_tile(const Arguments& a, const TileConfig&
         const int row = a.channels_last_out != 0 ? i / inside : i % inside;
         const int column = a.channels_last_out != 0 ? i % inside : i / inside;
         if (!pieces.template has<kM>(row)) continue;
-        const Position at = locate(a, config, tile, row);
+        const Position at = locate(a, origin, row);
         if (!at.inside || column >= count) continue;
         output[at.n * a.output_stride[0] + column * a.output_stride[1] + at.y * a.output_stride[2] +
                at.x * a.output_stride[3]] =
