@@ -6,7 +6,7 @@
 #   build      core, extension and C++ tests, for the card's architecture, in build/gpu
 #   test       the C++ tests on the card, then the Python tests that touch CUDA
 #   sanitize   compute-sanitizer (memcheck, racecheck, initcheck) over the C++ tests
-#   benchmark  benchmarks/gpu.py, and benchmarks/gpu_onnxruntime.py where onnxruntime-gpu is installed
+#   benchmark  benchmarks/gpu.py, and benchmarks/gpu_onnxruntime.py where onnx and onnxruntime-gpu are installed
 #   profile    ncu over one kernel
 #
 # Needs nvcc, cmake, ninja and a python3 with numpy, opencv, pybind11, pytest, hypothesis and torch; installs nothing.
@@ -129,10 +129,11 @@ do_benchmark() {
   read -ra arguments <<<"${BENCHMARK_ARGUMENTS:-}"
   step benchmark 420 "$python" benchmarks/gpu.py --out "$out" ${arguments[@]+"${arguments[@]}"}
   tail -n 60 "$out/benchmark.log"
-  if "$python" -c 'import onnxruntime as o; raise SystemExit("CUDAExecutionProvider" not in o.get_available_providers())'; then
+  if "$python" -c 'import onnx, onnxruntime as o; raise SystemExit("CUDAExecutionProvider" not in o.get_available_providers())' \
+    2>/dev/null; then
     step benchmark-onnxruntime 240 "$python" benchmarks/gpu_onnxruntime.py --json "$out/onnxruntime.json"
   else
-    rows+=("benchmark-onnxruntime        -    left out: no onnxruntime-gpu")
+    rows+=("benchmark-onnxruntime        -    left out: no onnx or no onnxruntime-gpu")
   fi
 }
 

@@ -91,15 +91,16 @@ class OnnxNetwork:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         providers = choose_providers(device, runtime.get_available_providers())
-        start = functools.partial(_start, runtime, self.path, providers, threads)
+        start = functools.partial(_start, runtime, self.path, threads)
         session, problem = None, "it was not asked for"
         if library and "CUDAExecutionProvider" in providers and not ort.has_cuda():
             # Built without CUDA, ours would run on the CPU between the GPU's (docs/deployment.md has the times). Files
             # that have no definitions with them, and runtimes that lack what these need, get ours all the same.
             with contextlib.suppress(ModelFileError):
-                session = start(runtime.SessionOptions())
+                session = start(providers, runtime.SessionOptions())
             if session is not None and "CUDAExecutionProvider" not in session.get_providers():
-                session = None
+                # Asked for the GPU again, the runtime would say again why there is none.
+                session, providers = None, ["CPUExecutionProvider"]
         self._uses_library = library and session is None
         if session is None:
             options = runtime.SessionOptions()
@@ -109,7 +110,7 @@ class OnnxNetwork:
                 except ort.LibraryError as error:
                     self._uses_library, problem = False, str(error)
             try:
-                session = start(options)
+                session = start(providers, options)
             except ModelFileError as error:
                 if self._uses_library:
                     raise
@@ -124,7 +125,8 @@ class OnnxNetwork:
             )
         self._info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(self.path))
         self._outputs = self._check_signature()
-        if library and not self._uses_library and self.device == "cpu" and self._info.profile == "fused":
+        wanted = library and (self.device == "cpu" or ort.has_cuda())
+        if wanted and not self._uses_library and self._info.profile == "fused":
             _log.warning("%s runs by ONNX's own operators, which is slower: %s", self.path.name, problem)
 
     @property
@@ -176,7 +178,7 @@ class OnnxNetwork:
             raise RuntimeError(f"{self.path} failed on an input of {list(images.shape)}: {reason}") from error
 
 
-def _start(runtime: Any, path: Path, providers: list[str], threads: int | None, options: Any) -> Any:
+def _start(runtime: Any, path: Path, threads: int | None, providers: list[str], options: Any) -> Any:
     """A session; ModelFileError where the runtime cannot make one."""
     options.log_severity_level = 3  # the runtime's warnings about constant folding mean nothing to users
     if threads is not None:

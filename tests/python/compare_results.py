@@ -44,8 +44,9 @@ def differences(
         box_error: Largest difference of a corner's coordinate, as a share of the picture's longest side: a third of a
             pixel of a network's input of 320.
         mask_error: Largest share of the pixels of either mask that only one of both has; two pixels are always allowed.
-        outline_error: How far the whole outline may move, as a share of the picture's longest side: a hundredth of a
-            pixel of a network's input of 320. In small masks of large pictures that is more than `mask_error`.
+        outline_error: How far the whole outline (its box's) may move, as a share of the picture's longest side: a
+            hundredth of a pixel of a network's input of 320. In small masks of large pictures that is more than
+            `mask_error`.
     """
     found: list[str] = []
     groups: defaultdict[tuple[int, int], tuple[list[Result], list[Result]]] = defaultdict(lambda: ([], []))

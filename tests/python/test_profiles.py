@@ -203,14 +203,14 @@ def test_without_the_library_the_definitions_run_and_that_is_said_once(
             Predictor()
         return
     with caplog.at_level(logging.INFO):
-        predictor = Predictor(threads=1)
+        predictor = Predictor(device="cpu", threads=1)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith("default.onnx runs by ONNX's own operators, which is slower: ")
     assert "libnothing.so: no such file" in record.getMessage()
     monkeypatch.undo()
     caplog.clear()
-    ours = Predictor(threads=1)
+    ours = Predictor(device="cpu", threads=1)
     assert not caplog.records
     a, b = predictor(sample_picture()), ours(sample_picture())
     assert a.names == b.names
@@ -262,7 +262,7 @@ def test_a_converted_centernet_gives_the_boxes_of_torch(tmp_path: Path) -> None:
     converted = convert(write("centernet", weights, tmp_path / "peer.pth"), class_names=names)
     save_checkpoint(tmp_path / "peer.pt", converted.checkpoint)
     assert export(tmp_path / "peer.pt", tmp_path / "peer.onnx", graph_score_threshold=0.0).passed
-    network = OnnxNetwork(tmp_path / "peer.onnx", threads=2)
+    network = OnnxNetwork(tmp_path / "peer.onnx", device="cpu", threads=2)
     assert network.uses_library
     images = golden_weights.image()
     found = network(images.numpy())
