@@ -16,6 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from centermask import _core
+
 LIBRARY = "libcentermask_ort.so"
 
 
@@ -33,6 +35,11 @@ def library_path() -> Path:
     if not path.is_file():
         raise LibraryError(f"{path}: no such file; the package was built without it (CMake option CENTERMASK_ORT)")
     return path
+
+
+def has_cuda() -> bool:
+    """Whether the operators are there for the CUDA provider too: the package was built with `CENTERMASK_CUDA=ON`."""
+    return _core.has_cuda
 
 
 def register(session_options: Any) -> None:

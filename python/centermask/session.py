@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from centermask import _core, ort
+from centermask import ort
 from centermask.metadata import ModelFileError, ModelInfo
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class OnnxNetwork:
         providers = choose_providers(device, runtime.get_available_providers())
         start = functools.partial(_start, runtime, self.path, providers, threads)
         session, problem = None, "it was not asked for"
-        if library and "CUDAExecutionProvider" in providers and not _core.has_cuda:
+        if library and "CUDAExecutionProvider" in providers and not ort.has_cuda():
             # Built without CUDA, ours would run on the CPU between the GPU's (docs/deployment.md has the times). Files
             # that have no definitions with them, and runtimes that lack what these need, get ours all the same.
             with contextlib.suppress(ModelFileError):

@@ -32,7 +32,7 @@ INFERENCE = {
     "_image_file": set(),
     "metadata": {"config"},
     "preprocess": {"config", "ops", "_image_file"},
-    "ort": set(),
+    "ort": {"_core"},
     "session": {"metadata", "ort"},
     "draw": {"instances"},  # for type checking alone
     "instances": {"ops", "draw", "files", "preprocess"},

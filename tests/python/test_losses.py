@@ -109,6 +109,24 @@ def test_heatmap_weights():
     np.testing.assert_array_equal(heatmap_weights(batch, target).numpy(), plain)
 
 
+def test_an_object_of_one_class_is_of_no_other_where_that_is_asked_for():
+    """By plain loops: an unlabelled class counts as much as the strongest of the picture's objects covers the cell."""
+    target = torch.zeros(2, 3, 2, 3)
+    target[0, 0] = torch.tensor([[1.0, 0.5, 0.0], [0.2, 0.0, 0.0]])
+    target[0, 1, 0, 1] = 0.75
+    known = torch.tensor([[True, True, False], [True, False, False]])
+    none = torch.zeros(0, dtype=torch.int64)
+    batch = SimpleNamespace(
+        known_classes=known, ignore=torch.zeros(0, 2, 3, dtype=torch.uint8), ignore_labels=none, ignore_batch_index=none
+    )
+    weight = heatmap_weights(batch, target, one_class=True)
+    for n, c, y, x in np.ndindex(2, 3, 2, 3):
+        strongest = max(float(target[n, other, y, x]) for other in range(3))
+        assert weight[n, c, y, x] == (1.0 if known[n, c] else strongest)
+    assert weight[0, 2].tolist() == [[1.0, 0.75, 0.0], [pytest.approx(0.2), 0.0, 0.0]]
+    assert weight[1, 1:].sum() == 0
+
+
 def test_two_ignore_regions_of_one_class_join():
     ignore = torch.zeros(2, 2, 2, dtype=torch.uint8)
     ignore[0, 0, 0] = ignore[1, 1, 1] = 200

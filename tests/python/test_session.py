@@ -82,7 +82,7 @@ def test_on_a_gpu_operators_without_cuda_are_not_used(
         path = tmp_path / "bare.onnx"
         onnx.save(model, path)
     monkeypatch.setattr("centermask.session.import_onnxruntime", lambda: GpuRuntime(works))
-    monkeypatch.setattr("centermask.session._core.has_cuda", with_cuda)
+    monkeypatch.setattr("centermask.ort.has_cuda", lambda: with_cuda)
     network = OnnxNetwork(path, threads=1)
     assert network.uses_library == uses_library
     assert network.device == ("cuda" if works else "cpu")

@@ -26,9 +26,18 @@ MASK_REGION_MARGIN = 0.25
 """Masks are learned inside the box grown by this much: more than the Predictor's margin, so that its rim is learned."""
 
 
-def heatmap_weights(batch: TrainBatch, target: Tensor) -> Tensor:
-    """[N,C,h,w]: 0 where a picture's set does not label the class or a region is to be ignored, else 1."""
+def heatmap_weights(batch: TrainBatch, target: Tensor, *, one_class: bool = False) -> Tensor:
+    """[N,C,h,w]: 0 where a picture's set does not label the class or a region is to be ignored, else 1.
+
+    Args:
+        batch: What is known about the pictures.
+        target: [N,C,h,w] in 0..1.
+        one_class: What is an object of one class is of no other: there, as far as `target` says so, the absence of
+            the classes counts that the set does not label.
+    """
     weight = batch.known_classes[:, :, None, None].to(target.dtype).expand(target.shape)
+    if one_class:
+        weight = torch.maximum(weight, target.amax(dim=1, keepdim=True))
     if batch.ignore.shape[0]:
         weight = weight.clone()
         hidden = torch.zeros_like(weight).index_put(
@@ -132,7 +141,7 @@ class Objective(nn.Module):
         height, width = shape[2:]
         boxes = batch.boxes / STRIDE
         target = heatmap_targets(boxes, batch.labels, batch.batch_index, (*shape,), config.radius)
-        heatmap = focal_loss(dense.heatmap, target, heatmap_weights(batch, target)) / normaliser
+        heatmap = focal_loss(dense.heatmap, target, self.weights(batch, target)) / normaliser
 
         cells = sample_positives(boxes, batch.batch_index, height, width, config.box_samples, generator)
         patches = gather_rows(dense.features, cells.batch_index, cells.y, cells.x)  # [P,F*9]
@@ -156,6 +165,10 @@ class Objective(nn.Module):
             terms["mask"] = config.mask_weight * mask * scale / normaliser
         return terms
 
+    def weights(self, batch: TrainBatch, target: Tensor) -> Tensor:
+        """`heatmap_weights` as the settings say."""
+        return heatmap_weights(batch, target, one_class=self.config.one_class)
+
     def semantic_target(self, batch: TrainBatch) -> tuple[Tensor, Tensor, Tensor]:
         """What the auxiliary loss compares with [N,C,h,w], the weight of its cells [N,C,h,w], and their amount."""
         head, classes = self.model.config, batch.known_classes.shape[1]
@@ -164,7 +177,7 @@ class Objective(nn.Module):
         shape = (len(batch.image), channels, *batch.masks.shape[1:])
         covered = semantic_targets(batch.masks, labels, batch.batch_index, shape)
         if channels == classes:
-            weight = heatmap_weights(batch, covered)
+            weight = self.weights(batch, covered)
         else:
             # One map for all classes: a cell without an object is known to be free only where all classes are labelled.
             free = batch.known_classes.all(dim=1)[:, None, None, None] & (self.ignored(batch)[:, None] == 0)

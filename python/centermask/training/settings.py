@@ -66,6 +66,9 @@ class TrainConfig:
     aux_weight: float = option(
         0.0, "weight of an auxiliary loss: what covers each cell (CondInst; saliency of `shape`)"
     )
+    one_class: bool = option(
+        False, "in joined sets an object teaches that it is of none of the classes that its own set does not label"
+    )
     top_k: int = option(100, "most instances in one picture that the model gives")
 
     scale: tuple[float, float] = option((0.6, 1.3), "range of the crop's side as a share of the picture's longer side")
