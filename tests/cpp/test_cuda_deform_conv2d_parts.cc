@@ -148,6 +148,31 @@ void test_calls() {
   }
 }
 
+// The ring's places are 32 bits of bytes: a map whose columns lie further apart is another kernel's. The workspace
+// tells them apart, since the ring packs float32 weights in two parts.
+void test_far_columns() {
+  const auto bytes = [](std::int64_t pixel, bool ring) {
+    float value = 0;  // never read
+    TensorView x = make_view(&value, DType::kFloat32, {1, 8, 4, 3}, kCuda);
+    x.stride[1] = 1, x.stride[2] = 8, x.stride[3] = pixel, x.stride[0] = 3 * pixel;
+    x.data = reinterpret_cast<void*>(std::uintptr_t{1} << 20);
+    const auto other = [&](std::initializer_list<std::int64_t> shape) {
+      return make_view(&value, DType::kFloat32, shape, kCuda);
+    };
+    DeformConv2dParams params;
+    params.padding[0] = params.padding[1] = 1;
+    deform_forward::Tuning tuning;
+    tuning.ring = ring;
+    return deform_forward::workspace_tuned(x, other({16, 8, 3, 3}), other({1, 18, 4, 3}), other({1, 9, 4, 3}), params,
+                                           tuning);
+  };
+  const std::int64_t far = std::int64_t{1} << 29;  // 2 GiB
+  CHECK(bytes(far, true) == bytes(far, false));
+#if defined(CENTERMASK_CUDA_EMULATED)  // where the ring always is
+  CHECK(bytes(far - 4, true) > bytes(far - 4, false));
+#endif
+}
+
 #if defined(CENTERMASK_CUDA_EMULATED)
 // ---- the sum alone, its blocks at the same time ----
 
@@ -351,6 +376,7 @@ int main() {
   test_sums();
   test_writes();
 #endif
+  test_far_columns();
   test_calls();
   return check_result();
 }
