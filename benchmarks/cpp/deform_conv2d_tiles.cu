@@ -265,12 +265,12 @@ std::vector<Configuration> configurations(const Shape& s, bool few) {
   add("no gather").study = Study::kNoGather;
   add("no product").study = Study::kNoProduct;
   add("packing alone").kernels = deform_forward::kPrepare;
-  add("product alone").kernels = deform_forward::kProduct;
-  if (few) {
-    for (int splits : {1, 8}) {
-      Tuning& t = add("product alone");
-      t.kernels = deform_forward::kProduct, t.splits = splits;
-    }
+  std::vector<int> alone = {0};
+  if (few) alone = {0, 1, 8};
+  for (int splits : alone) {
+    Tuning& t = add("product alone");
+    t.kernels = deform_forward::kProduct, t.splits = splits;
+    t.adds = false;  // the counters of parts are set by the packing
   }
   list.push_back({"ring", {}, false});
   return list;

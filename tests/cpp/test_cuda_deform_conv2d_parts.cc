@@ -14,6 +14,7 @@
 #if defined(CENTERMASK_CUDA_EMULATED)
 #include "cuda/pipeline.h"
 #include "deform_conv2d/forward_parts.cuh"
+#include "deform_conv2d/forward_write.cuh"
 #endif
 
 namespace {
@@ -79,24 +80,30 @@ class Call {
     buffers_.push_back(values(s.out, 1, 3));
   }
 
-  std::vector<unsigned char> run(int splits) const {
+  // Of the last of `calls` on one workspace, which finds there what the one before has left. `adds`: in the kernel.
+  std::vector<unsigned char> run(int splits, bool adds = true, int calls = 1) const {
     DeformConv2dParams params;
     params.padding[0] = params.padding[1] = 1;
     params.allow_tf32 = s_.tf32;
     deform_forward::Tuning tuning;
-    tuning.splits = splits, tuning.tile = s_.tile;
+    tuning.splits = splits, tuning.tile = s_.tile, tuning.adds = adds;
     const TensorView x = device_view(buffers_[0], s_.dtype, {s_.n, s_.c, s_.h, s_.w}, s_.channels_last);
     const TensorView weight = device_view(buffers_[1], s_.dtype, {s_.out, s_.c, 3, 3}, !s_.channels_last);
     const TensorView offset = device_view(buffers_[2], s_.dtype, {s_.n, 18, s_.h, s_.w});
     const TensorView mask = device_view(buffers_[3], s_.dtype, {s_.n, 9, s_.h, s_.w});
     const TensorView bias = device_view(buffers_[4], s_.dtype, {s_.out});
     const auto item = static_cast<std::size_t>(dtype_size(s_.dtype));
-    const DeviceBuffer<unsigned char> output(static_cast<std::size_t>(s_.n * s_.out * s_.h * s_.w) * item);
     const DeviceBuffer<unsigned char> memory(deform_forward::workspace_tuned(x, weight, offset, mask, params, tuning));
-    deform_forward::forward_tuned(x, weight, offset, mask, bias, params, {memory.data(), memory.size()},
-                                  device_view(output, s_.dtype, {s_.n, s_.out, s_.h, s_.w}, s_.channels_last), {},
-                                  tuning);
-    return output.download();
+    std::vector<DeviceBuffer<unsigned char>> outputs;
+    for (int call = 0; call < calls; ++call) {
+      outputs.emplace_back(static_cast<std::size_t>(s_.n * s_.out * s_.h * s_.w) * item);
+    }
+    for (const auto& output : outputs) {  // without a pause
+      deform_forward::forward_tuned(x, weight, offset, mask, bias, params, {memory.data(), memory.size()},
+                                    device_view(output, s_.dtype, {s_.n, s_.out, s_.h, s_.w}, s_.channels_last), {},
+                                    tuning);
+    }
+    return outputs.back().download();
   }
 
  private:
@@ -126,6 +133,8 @@ void test_calls() {
       CHECK(same);
       if (splits == 5 || splits == 11) continue;
       const std::vector<unsigned char> first = random.run(splits);
+      CHECK(random.run(splits, false) == first);  // the same order of parts
+      if (splits == 3) CHECK(random.run(splits, true, 2) == first);
 #if defined(CENTERMASK_CUDA_EMULATED)
       cuda::emulator::Settings& settings = cuda::emulator::settings();
       const unsigned before = settings.seed;
@@ -137,6 +146,31 @@ void test_calls() {
 #endif
     }
   }
+}
+
+// The ring's places are 32 bits of bytes: a map whose columns lie further apart is another kernel's. The workspace
+// tells them apart, since the ring packs float32 weights in two parts.
+void test_far_columns() {
+  const auto bytes = [](std::int64_t pixel, bool ring) {
+    float value = 0;  // never read
+    TensorView x = make_view(&value, DType::kFloat32, {1, 8, 4, 3}, kCuda);
+    x.stride[1] = 1, x.stride[2] = 8, x.stride[3] = pixel, x.stride[0] = 3 * pixel;
+    x.data = reinterpret_cast<void*>(std::uintptr_t{1} << 20);
+    const auto other = [&](std::initializer_list<std::int64_t> shape) {
+      return make_view(&value, DType::kFloat32, shape, kCuda);
+    };
+    DeformConv2dParams params;
+    params.padding[0] = params.padding[1] = 1;
+    deform_forward::Tuning tuning;
+    tuning.ring = ring;
+    return deform_forward::workspace_tuned(x, other({16, 8, 3, 3}), other({1, 18, 4, 3}), other({1, 9, 4, 3}), params,
+                                           tuning);
+  };
+  const std::int64_t far = std::int64_t{1} << 29;  // 2 GiB
+  CHECK(bytes(far, true) == bytes(far, false));
+#if defined(CENTERMASK_CUDA_EMULATED)  // where the ring always is
+  CHECK(bytes(far - 4, true) > bytes(far - 4, false));
+#endif
 }
 
 #if defined(CENTERMASK_CUDA_EMULATED)
@@ -247,6 +281,91 @@ void test_sums() {
   CHECK(least == 1);
   CHECK(most == deform_forward::kPieces);
 }
+
+// ---- the writing alone, by pieces ----
+
+template <int kCount>
+struct Together {
+  static void wait() { cuda::barrier_of(1, kCount); }
+};
+
+// Whole numbers that float16 has, some negative.
+float tile_value(int row, int column) { return static_cast<float>((row * 131 + column * 17) % 509 - 250); }
+
+// Pieces that are another block's have rubbish.
+template <class V, int kM, int kN, int kGroups, int kBytes>
+__global__ void write_kernel(const deform_forward::Arguments a, unsigned pieces) {
+  using namespace deform_forward;
+  constexpr TileConfig kTile = {kM, kN, 8, 4 * kGroups, 1, 3};
+  CENTERMASK_DYNAMIC_SHARED(memory);
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  float sums[kN / 64 / kGroups][kM / 8][4];
+  for (int n = 0; n < kN / 64 / kGroups; ++n) {
+    for (int m = 0; m < kM / 8; ++m) {
+      for (int i = 0; i < 4; ++i) {
+        const int row = m * 8 + lane % 4 * 2 + i % 2, column = (n * 4 * kGroups + warp) * 16 + i / 2 * 8 + lane / 4;
+        const bool has = (pieces >> row / (kM / kPieces) & 1u) != 0;
+        sums[n][m][i] = has ? tile_value(row, column) : 777.0f;
+      }
+    }
+  }
+  write_tile<V, kM, kN, 1, 4 * kGroups, kBytes, true, Together<128 * kGroups>>(a, kTile, 0, 0, 0, memory, 0, warp, sums,
+                                                                               SomePieces{pieces});
+}
+
+// One tile, written by several blocks one after another, as their `pieces` say. After each the output must have these
+// pieces, what was there before, and nothing else. `width`: 16, for a patch, or that of an image which the tile has a
+// run of positions of, not quite all.
+template <class V, int kM, int kN, int kGroups, int kBytes = 3 * (kM + kN) * 128>
+void test_write(int width, int out, bool channels_last, bool vectors, const std::vector<unsigned>& blocks) {
+  const bool patch = width == 16;
+  const int positions = patch ? kM : kM - 5, height = (positions + width - 1) / width, pixels = height * width;
+  const DeviceBuffer<V> output(static_cast<std::size_t>(out * pixels));
+  deform_forward::Arguments a{};
+  a.output = output.data();
+  a.out_height = height, a.out_width = width, a.positions = positions;
+  a.patch_w = patch ? 16 : 0, a.patch_h = kM / 16, a.patch_log2 = 4, a.patches_x = a.patches_y = 1;
+  a.groups = a.out_blocks = 1, a.group_out = out, a.tiles = 1;
+  a.channels_last_out = channels_last, a.vectors_out = vectors, a.relu = 1;
+  a.output_stride[0] = out * pixels;
+  a.output_stride[1] = channels_last ? 1 : pixels;
+  a.output_stride[2] = width * (channels_last ? out : 1);
+  a.output_stride[3] = channels_last ? out : 1;
+  std::vector<V> expected = output.download();
+  for (unsigned pieces : blocks) {
+    cuda::launch("write", write_kernel<V, kM, kN, kGroups, kBytes>, dim3(1, 1, 1), dim3(128 * kGroups, 1, 1),
+                 static_cast<std::size_t>(kBytes), CudaStream{}, a, pieces);
+    for (int row = 0; row < positions; ++row) {
+      if ((pieces >> row / (kM / deform_forward::kPieces) & 1u) == 0) continue;
+      for (int column = 0; column < out; ++column) {
+        const float value = tile_value(row, column) < 0 ? 0.0f : tile_value(row, column);
+        expected[static_cast<std::size_t>(channels_last ? row * out + column : column * pixels + row)] =
+            static_cast<V>(value);
+      }
+    }
+    const std::vector<V> actual = output.download();
+    const bool same = std::memcmp(actual.data(), expected.data(), actual.size() * sizeof(V)) == 0;
+    if (!same) std::printf("%dx%d, %d channels, width %d, pieces %u\n", kM, kN, out, width, pieces);
+    CHECK(same);
+  }
+}
+
+void test_writes() {
+  const std::vector<unsigned> ways[] = {{4, 8, 1, 2}, {5, 10}, {8, 7}, {15}};
+  for (bool channels_last : {false, true}) {
+    for (const std::vector<unsigned>& blocks : ways) {
+      test_write<__half, 64, 256, 2>(16, 256, channels_last, true, blocks);  // the ring's tiles, through stmatrix
+      test_write<__half, 128, 256, 2>(16, 256, channels_last, true, blocks);
+      test_write<__half, 128, 256, 2>(13, 250, channels_last, false, blocks);
+      test_write<__half, 128, 128, 2>(16, 128, channels_last, true, blocks);
+      test_write<__half, 128, 64, 1>(16, 40, channels_last, true, blocks);
+      test_write<float, 64, 256, 2>(16, 256, channels_last, true, blocks);  // without
+      test_write<float, 128, 128, 1>(11, 125, channels_last, false, blocks);
+      test_write<float, 128, 64, 1>(16, 36, channels_last, true, blocks);
+      test_write<float, 128, 64, 1, 128 * 36 * 4>(16, 64, channels_last, true, blocks);  // half the channels at a time
+    }
+  }
+}
 #endif
 
 }  // namespace
@@ -255,7 +374,9 @@ int main() {
   if (!device_memory::available()) return device_memory::skip();
 #if defined(CENTERMASK_CUDA_EMULATED)
   test_sums();
+  test_writes();
 #endif
+  test_far_columns();
   test_calls();
   return check_result();
 }

@@ -181,7 +181,7 @@ Plan make_plan(const TensorView& x, const TensorView& weight, const TensorView& 
 #if defined(CENTERMASK_SM90A)
   if (code.sm90a && plan.kernel == Kernel::kMma && tuning.wgmma) {
     if (tuning.ring && a.segments == 1 && a.taps <= kMostTableTaps && a.x_row <= kMaxInt / kVectorBytes &&
-        pixel <= kMaxInt / kVectorBytes) {
+        a.x_pixel <= kMaxInt / kVectorBytes && pixel <= kMaxInt / kVectorBytes) {
       plan.kernel = Kernel::kRing;
     } else if (!plan.full_precision) {
       plan.kernel = Kernel::kWgmma;

@@ -280,7 +280,7 @@ void forward_tuned(const TensorView& x, const TensorView& weight, const TensorVi
     fail(ErrorKind::kValue, kOp, ": the workspace must have ", needed, " bytes, got ", workspace.bytes);
   }
   if (reinterpret_cast<std::uintptr_t>(workspace.data) % kVectorBytes != 0) {
-    fail(ErrorKind::kValue, kOp, ": the workspace must begin on 256 bytes");
+    fail(ErrorKind::kValue, kOp, ": the workspace must begin on ", kVectorBytes, " bytes");
   }
   const cuda::DeviceGuard guard(stream, kOp);
   switch (plan.shape.dtype) {

@@ -58,6 +58,8 @@ __device__ __forceinline__ unsigned add_parts(float4* partial, std::int32_t* cou
             make_float4(value[0], value[1], value[2], value[3]);
       }
     }
+    // Here and below it must order everything that anybody does (fence.sc): the thread that counts is another than
+    // those that have left something, so that its atomic, or a fence of release and acquire in each, would not pair.
     __threadfence();
     Threads::wait();  // and everybody has read the counts
     count(pieces);
